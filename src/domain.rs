@@ -1,0 +1,36 @@
+//! The plain data that every other room talks in: endpoints, load, requests, prompts, decisions.
+//!
+//! Invariants: nothing here performs I/O, reads a clock or draws random numbers, and no type of the
+//! wire (protobuf), of Kubernetes or of the async runtime appears. An endpoint is addressed by its
+//! dense [`Slot`], never by its name, so that per-request state is an array and a set of endpoints
+//! is a bitset.
+//!
+//! Rejected: maps keyed by pod name (an allocation and a hash per endpoint per scorer), and one big
+//! request context that several layers write to; each step here hands on a new, smaller value.
+
+pub mod decision;
+pub mod endpoint;
+pub mod headers;
+pub mod load;
+pub mod node;
+pub mod outcome;
+pub mod prompt;
+pub mod request;
+pub mod signals;
+pub mod slots;
+pub mod snapshot;
+pub mod time;
+pub mod usage;
+
+pub use decision::{Decision, ProfileResult, Ranked, Rejection, RejectionReason};
+pub use endpoint::{Endpoint, EndpointSpec, Roles};
+pub use headers::Headers;
+pub use load::{Freshness, LoadDetail, LoadSample, LoadTable};
+pub use outcome::Outcome;
+pub use prompt::{Prompt, Segment};
+pub use request::InferenceRequest;
+pub use signals::{InFlightView, PrefixMatch, Signals};
+pub use slots::{EndpointSet, Slot};
+pub use snapshot::{PoolIdentity, Snapshot, Topology};
+pub use time::Timestamp;
+pub use usage::Usage;

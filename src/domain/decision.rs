@@ -1,0 +1,178 @@
+//! The result of a decision, with its reasons, and the closed set of refusals.
+
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use super::{Endpoint, Slot};
+
+/// One ranked endpoint with its weighted score.
+#[derive(Clone, Debug)]
+pub struct Ranked {
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Sum of weight times score.
+    pub score: f32,
+}
+
+/// What one profile chose, best first, and why.
+#[derive(Clone, Debug)]
+pub struct ProfileResult {
+    /// Profile name.
+    pub profile: Arc<str>,
+    /// Chosen endpoints, best first; never empty.
+    pub picked: SmallVec<[Ranked; 1]>,
+    /// Every candidate that reached the scorers with its values, when recording was asked for.
+    pub explanation: Option<Box<Explanation>>,
+}
+
+/// Why a profile chose as it did.
+#[derive(Clone, Debug, Default)]
+pub struct Explanation {
+    /// Scorer names and weights, in the order of `CandidateScores::values`.
+    pub scorers: Vec<(Arc<str>, f32)>,
+    /// Candidates in slot order.
+    pub candidates: Vec<CandidateScores>,
+    /// Endpoints that a filter removed, with the filter's name.
+    pub removed: Vec<(Slot, Arc<str>)>,
+}
+
+/// Values of one candidate.
+#[derive(Clone, Debug)]
+pub struct CandidateScores {
+    /// The candidate.
+    pub endpoint: Arc<Endpoint>,
+    /// Value of each scorer, 0 to 1, before its weight.
+    pub values: Vec<f32>,
+    /// Weighted sum.
+    pub total: f32,
+}
+
+/// The outcome of scheduling: the primary profile's result and those of helper profiles.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    /// Results in the order the profiles ran; never empty.
+    pub profiles: SmallVec<[ProfileResult; 1]>,
+    /// Index of the profile whose pick is the destination.
+    pub primary: usize,
+    /// Headers that the decision adds to the request (name in lower case).
+    pub headers: Vec<(&'static str, String)>,
+}
+
+impl Decision {
+    /// The endpoint that the request goes to.
+    pub fn destination(&self) -> &Arc<Endpoint> {
+        &self.profiles[self.primary].picked[0].endpoint
+    }
+
+    /// The primary profile's result.
+    pub fn primary(&self) -> &ProfileResult {
+        &self.profiles[self.primary]
+    }
+}
+
+/// Why a request was dropped, as the value of `x-llm-d-request-dropped-reason` (protocol 3.8).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RejectionReason {
+    /// The pool or the flow's queue is full.
+    Saturated,
+    /// No endpoint is eligible.
+    NoEndpoints,
+    /// It waited too long.
+    TtlExpired,
+    /// The client left while it waited.
+    ContextCancelled,
+    /// The process is stopping.
+    ShuttingDown,
+}
+
+impl RejectionReason {
+    /// The header value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            RejectionReason::Saturated => "rejected-saturated",
+            RejectionReason::NoEndpoints => "rejected-no-endpoints",
+            RejectionReason::TtlExpired => "rejected-ttl-expired",
+            RejectionReason::ContextCancelled => "rejected-context-cancelled",
+            RejectionReason::ShuttingDown => "rejected-shutting-down",
+        }
+    }
+}
+
+/// A request that will not be routed. One type for every layer; `extproc::respond` maps it to the wire.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// 400: malformed or incomplete input.
+    #[error("{0}")]
+    BadRequest(String),
+    /// 413: the body is over the limit.
+    #[error("request body exceeds the limit of {limit} bytes (--max-request-body)")]
+    TooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
+    /// 412: `prefer: if-available` and nobody holds the prefix.
+    #[error("{0}")]
+    PreconditionFailed(String),
+    /// 429: shed, or scheduling left nothing.
+    #[error("{message}")]
+    ResourceExhausted {
+        /// What was exhausted.
+        message: String,
+        /// The dropped-reason header.
+        reason: RejectionReason,
+    },
+    /// 503: nothing to route to, or stopping.
+    #[error("{message}")]
+    ServiceUnavailable {
+        /// What is unavailable.
+        message: String,
+        /// The dropped-reason header.
+        reason: RejectionReason,
+    },
+    /// 500: our own fault.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Rejection {
+    /// The refusal for an empty candidate set, with the wording that callers of the Go picker match.
+    pub fn no_endpoints() -> Self {
+        Rejection::ServiceUnavailable {
+            message: "failed to find endpoint candidates for serving the request".into(),
+            reason: RejectionReason::NoEndpoints,
+        }
+    }
+
+    /// Name of the class in `inference error: <Code> - <message>` and in `error_code` labels.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Rejection::BadRequest(_) => "BadRequest",
+            Rejection::TooLarge { .. } => "PayloadTooLarge",
+            Rejection::PreconditionFailed(_) => "PreconditionFailed",
+            Rejection::ResourceExhausted { .. } => "ResourceExhausted",
+            Rejection::ServiceUnavailable { .. } => "ServiceUnavailable",
+            Rejection::Internal(_) => "Internal",
+        }
+    }
+
+    /// HTTP status.
+    pub const fn status(&self) -> u16 {
+        match self {
+            Rejection::BadRequest(_) => 400,
+            Rejection::TooLarge { .. } => 413,
+            Rejection::PreconditionFailed(_) => 412,
+            Rejection::ResourceExhausted { .. } => 429,
+            Rejection::ServiceUnavailable { .. } => 503,
+            Rejection::Internal(_) => 500,
+        }
+    }
+
+    /// The dropped-reason header, for the refusals that carry one.
+    pub const fn reason(&self) -> Option<RejectionReason> {
+        match self {
+            Rejection::ResourceExhausted { reason, .. } | Rejection::ServiceUnavailable { reason, .. } => Some(*reason),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What an endpoint said about itself, when, and how fresh that still is.
+//!
+//! A value that was never reported is `None`, never zero: each scorer decides what missing means.
+//! Samples live in columns by slot, so that a scorer reads one dense array.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Slot, Timestamp};
+
+/// One reading of an endpoint's metrics page. Absent metrics are `None`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadSample {
+    /// When the page was received.
+    pub taken_at: Timestamp,
+    /// Requests waiting in the engine's queue.
+    pub waiting: Option<f32>,
+    /// Requests running in the engine.
+    pub running: Option<f32>,
+    /// Share of the KV cache in use, 0 to 1.
+    pub kv_usage: Option<f32>,
+    /// Values that change rarely or that only some plugins read.
+    pub detail: Arc<LoadDetail>,
+}
+
+/// The rarer part of a sample.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LoadDetail {
+    /// Tokens per KV block of the engine.
+    pub block_size: Option<u32>,
+    /// KV blocks that the engine has.
+    pub num_blocks: Option<u32>,
+    /// LoRA adapters, where the engine reports them.
+    pub lora: Option<LoraState>,
+    /// Custom metrics by attribute key.
+    pub attributes: BTreeMap<Box<str>, f64>,
+}
+
+/// LoRA adapters of an endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LoraState {
+    /// Adapters that run now.
+    pub running: Vec<Box<str>>,
+    /// Adapters that wait.
+    pub waiting: Vec<Box<str>>,
+    /// How many can be resident.
+    pub max: u32,
+}
+
+/// How far a sample can be trusted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// No page was ever read.
+    Never,
+    /// Older than the staleness threshold.
+    Stale(Duration),
+    /// Young enough to act on.
+    Fresh(Duration),
+}
+
+/// Samples of all endpoints in columns by slot. `NaN` in a column is "not reported".
+#[derive(Clone, Debug, Default)]
+pub struct LoadTable {
+    waiting: Vec<f32>,
+    running: Vec<f32>,
+    kv_usage: Vec<f32>,
+    taken_at: Vec<Option<Timestamp>>,
+    detail: Vec<Option<Arc<LoadDetail>>>,
+    stale_after: Duration,
+}
+
+impl LoadTable {
+    /// An empty table whose samples go stale after `stale_after`.
+    pub fn new(stale_after: Duration) -> Self {
+        Self { stale_after, ..Self::default() }
+    }
+
+    /// Stores a sample, growing the columns as needed.
+    pub fn set(&mut self, slot: Slot, sample: &LoadSample) {
+        self.grow(slot);
+        let i = slot.index();
+        self.waiting[i] = finite(sample.waiting);
+        self.running[i] = finite(sample.running);
+        self.kv_usage[i] = finite(sample.kv_usage);
+        self.taken_at[i] = Some(sample.taken_at);
+        self.detail[i] = Some(Arc::clone(&sample.detail));
+    }
+
+    /// Forgets everything about a slot.
+    pub fn clear(&mut self, slot: Slot) {
+        if slot.index() < self.waiting.len() {
+            let i = slot.index();
+            self.waiting[i] = f32::NAN;
+            self.running[i] = f32::NAN;
+            self.kv_usage[i] = f32::NAN;
+            self.taken_at[i] = None;
+            self.detail[i] = None;
+        }
+    }
+
+    fn grow(&mut self, slot: Slot) {
+        let len = slot.index() + 1;
+        if self.waiting.len() < len {
+            self.waiting.resize(len, f32::NAN);
+            self.running.resize(len, f32::NAN);
+            self.kv_usage.resize(len, f32::NAN);
+            self.taken_at.resize(len, None);
+            self.detail.resize(len, None);
+        }
+    }
+
+    /// Waiting requests, if reported.
+    #[inline]
+    pub fn waiting(&self, slot: Slot) -> Option<f32> {
+        read(&self.waiting, slot)
+    }
+
+    /// Running requests, if reported.
+    #[inline]
+    pub fn running(&self, slot: Slot) -> Option<f32> {
+        read(&self.running, slot)
+    }
+
+    /// KV cache usage 0 to 1, if reported.
+    #[inline]
+    pub fn kv_usage(&self, slot: Slot) -> Option<f32> {
+        read(&self.kv_usage, slot)
+    }
+
+    /// The rarer values, if any page was read.
+    pub fn detail(&self, slot: Slot) -> Option<&LoadDetail> {
+        self.detail.get(slot.index())?.as_deref()
+    }
+
+    /// How fresh the endpoint's sample is at `now`.
+    pub fn freshness(&self, slot: Slot, now: Timestamp) -> Freshness {
+        match self.taken_at.get(slot.index()).copied().flatten() {
+            None => Freshness::Never,
+            Some(at) => {
+                let age = now.since(at);
+                if age > self.stale_after { Freshness::Stale(age) } else { Freshness::Fresh(age) }
+            }
+        }
+    }
+}
+
+fn finite(value: Option<f32>) -> f32 {
+    value.filter(|v| v.is_finite()).unwrap_or(f32::NAN)
+}
+
+#[inline]
+fn read(column: &[f32], slot: Slot) -> Option<f32> {
+    column.get(slot.index()).copied().filter(|v| !v.is_nan())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_and_stale_are_told_apart() {
+        let mut table = LoadTable::new(Duration::from_secs(2));
+        let sample = LoadSample {
+            taken_at: Timestamp::from_millis(1_000),
+            waiting: Some(3.0),
+            kv_usage: Some(f32::INFINITY),
+            ..LoadSample::default()
+        };
+        table.set(Slot(5), &sample);
+        assert_eq!(table.waiting(Slot(5)), Some(3.0));
+        assert_eq!(table.running(Slot(5)), None);
+        assert_eq!(table.kv_usage(Slot(5)), None, "an infinite reading is no reading");
+        assert_eq!(table.waiting(Slot(4)), None);
+        assert_eq!(table.waiting(Slot(900)), None);
+        assert_eq!(table.freshness(Slot(4), Timestamp::from_millis(1_000)), Freshness::Never);
+        let at = |ms| table.freshness(Slot(5), Timestamp::from_millis(ms));
+        assert_eq!(at(3_000), Freshness::Fresh(Duration::from_secs(2)));
+        assert_eq!(at(3_001), Freshness::Stale(Duration::from_millis(2_001)));
+        table.clear(Slot(5));
+        assert_eq!(table.freshness(Slot(5), Timestamp::from_millis(3_000)), Freshness::Never);
+    }
+}

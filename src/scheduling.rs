@@ -1,0 +1,18 @@
+//! The decision: filters, weighted scorers and a picker over one snapshot. Pure and synchronous.
+//!
+//! Reading order: [`plugin`] (the traits and the plugin table), [`params`] (strict parameters),
+//! [`profile`] (one cycle over dense arrays), [`scheduler`] (which profiles run, in what order),
+//! then the tables [`handlers`], [`filters`], [`scorers`] and [`pickers`], one file per plugin.
+//!
+//! Invariants: no I/O, no clock, no global random numbers (`tests/architecture.rs`). Deciding changes
+//! nothing, so a decision can be repeated, explained, replayed and benchmarked; what a plugin
+//! learns, it learns in [`plugin::Commit`] after the choice.
+
+pub mod filters;
+pub mod handlers;
+pub mod params;
+pub mod pickers;
+pub mod plugin;
+pub mod profile;
+pub mod scheduler;
+pub mod scorers;

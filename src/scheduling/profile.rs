@@ -1,0 +1,117 @@
+//! One scheduling cycle: filters shrink the candidates, scorers fill dense arrays, the picker ranks.
+//!
+//! Each scorer writes into one scratch column that is reused; its values are clamped to 0..=1 and
+//! added to the totals with the scorer's weight. Nothing is allocated per endpoint.
+
+use std::sync::Arc;
+
+use crate::domain::decision::{CandidateScores, Explanation};
+use crate::domain::{ProfileResult, Ranked, Slot};
+
+use super::plugin::{Cycle, Filter, Picker, Scorer};
+
+/// A named filter.
+pub type NamedFilter = (Arc<str>, Arc<dyn Filter>);
+
+/// A named scorer with its weight.
+#[derive(Clone)]
+pub struct WeightedScorer {
+    /// Plugin name.
+    pub name: Arc<str>,
+    /// Factor of its 0..=1 value; finite.
+    pub weight: f32,
+    /// The scorer.
+    pub scorer: Arc<dyn Scorer>,
+}
+
+/// A profile of the configuration, ready to run.
+#[derive(Clone)]
+pub struct Profile {
+    /// Profile name.
+    pub name: Arc<str>,
+    /// Filters in configured order.
+    pub filters: Vec<NamedFilter>,
+    /// Scorers.
+    pub scorers: Vec<WeightedScorer>,
+    /// The picker and its name.
+    pub picker: (Arc<str>, Arc<dyn Picker>),
+}
+
+/// Buffers that one thread reuses from decision to decision.
+#[derive(Default)]
+pub struct Scratch {
+    candidates: Vec<Slot>,
+    column: Vec<f32>,
+    totals: Vec<f32>,
+    picked: Vec<usize>,
+}
+
+impl Profile {
+    /// Runs the cycle over `base` (ascending slots). `None` if the filters left nothing.
+    pub fn run(
+        &self,
+        cx: &Cycle<'_>,
+        base: &[Slot],
+        rng: &mut fastrand::Rng,
+        scratch: &mut Scratch,
+        explain: bool,
+    ) -> Option<ProfileResult> {
+        let Scratch { candidates, column, totals, picked } = scratch;
+        candidates.clear();
+        candidates.extend_from_slice(base);
+        let mut explanation = explain.then(Box::<Explanation>::default);
+
+        for (name, filter) in &self.filters {
+            let before = explanation.is_some().then(|| candidates.clone());
+            filter.filter(cx, candidates);
+            if let (Some(explanation), Some(before)) = (explanation.as_mut(), before) {
+                let gone = before.into_iter().filter(|slot| candidates.binary_search(slot).is_err());
+                explanation.removed.extend(gone.map(|slot| (slot, Arc::clone(name))));
+            }
+        }
+        if candidates.is_empty() {
+            return None;
+        }
+        if let Some(explanation) = explanation.as_mut() {
+            explanation.scorers = self.scorers.iter().map(|s| (Arc::clone(&s.name), s.weight)).collect();
+            explanation.candidates = candidates
+                .iter()
+                .filter_map(|slot| cx.snapshot.topology.get(*slot))
+                .map(|e| CandidateScores { endpoint: Arc::clone(e), values: Vec::new(), total: 0.0 })
+                .collect();
+        }
+
+        totals.clear();
+        totals.resize(candidates.len(), 0.0);
+        for WeightedScorer { weight, scorer, .. } in &self.scorers {
+            column.clear();
+            column.resize(candidates.len(), 0.0);
+            scorer.score(cx, candidates, column);
+            for (total, value) in totals.iter_mut().zip(column.iter_mut()) {
+                *value = if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) };
+                *total += weight * *value;
+            }
+            if let Some(explanation) = explanation.as_mut() {
+                for (candidate, value) in explanation.candidates.iter_mut().zip(column.iter()) {
+                    candidate.values.push(*value);
+                }
+            }
+        }
+        if let Some(explanation) = explanation.as_mut() {
+            for (candidate, total) in explanation.candidates.iter_mut().zip(totals.iter()) {
+                candidate.total = *total;
+            }
+        }
+
+        picked.clear();
+        self.picker.1.pick(cx, candidates, totals, rng, picked);
+        let ranked: smallvec::SmallVec<[Ranked; 1]> = picked
+            .iter()
+            .filter_map(|&i| {
+                let endpoint = cx.snapshot.topology.get(*candidates.get(i)?)?;
+                Some(Ranked { endpoint: Arc::clone(endpoint), score: totals[i] })
+            })
+            .collect();
+        (!ranked.is_empty()).then(|| ProfileResult { profile: Arc::clone(&self.name), picked: ranked, explanation })
+    }
+}
