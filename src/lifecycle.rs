@@ -1,0 +1,3 @@
+//! Start, readiness, drain and stop: the process around the picker.
+
+pub mod clock;
