@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::Slot;
@@ -111,7 +112,7 @@ pub struct Endpoint {
     /// Stages it may serve.
     pub roles: Roles,
     /// Work routed to it that has not ended.
-    pub in_flight: InFlightCounters,
+    pub in_flight: Arc<InFlightCounters>,
     destination: Box<str>,
 }
 
@@ -120,7 +121,12 @@ impl Endpoint {
     pub fn new(slot: Slot, generation: u64, spec: EndpointSpec) -> Self {
         let roles = Roles::from_label(spec.labels.get(ROLE_LABEL).map(String::as_str));
         let destination = spec.address.to_string().into_boxed_str();
-        Self { slot, generation, spec, roles, in_flight: InFlightCounters::default(), destination }
+        Self { slot, generation, spec, roles, in_flight: Arc::default(), destination }
+    }
+
+    /// The same endpoint after a change of its labels: slot, generation and counters stay.
+    pub fn relabelled(&self, spec: EndpointSpec) -> Self {
+        Self { in_flight: Arc::clone(&self.in_flight), ..Self::new(self.slot, self.generation, spec) }
     }
 
     /// The text of the destination header: `v4:port` or `[v6]:port` (protocol R-02).

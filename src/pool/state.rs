@@ -1,0 +1,225 @@
+//! The pool's state without I/O: slots, generations, samples. Driven by [`Pool`](super::Pool).
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::{Endpoint, EndpointSpec, LoadSample, LoadTable, PoolIdentity, Slot, Snapshot, Timestamp, Topology};
+
+use super::{MAX_ENDPOINTS, SLOT_REST};
+
+/// What one edit changed.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Endpoints that entered.
+    pub added: Vec<Arc<Endpoint>>,
+    /// Endpoints that left.
+    pub removed: Vec<Arc<Endpoint>>,
+    /// Endpoints whose labels changed.
+    pub relabelled: Vec<Arc<Endpoint>>,
+    /// Endpoints beyond the bound.
+    pub refused: Vec<EndpointSpec>,
+}
+
+impl Changes {
+    /// Whether the published topology stays as it is.
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.relabelled.is_empty()
+    }
+}
+
+type Key = (String, String);
+
+/// See the module documentation.
+pub struct PoolState {
+    identity: PoolIdentity,
+    slots: Vec<Option<Arc<Endpoint>>>,
+    by_key: HashMap<Key, Slot>,
+    resting: VecDeque<(Timestamp, Slot)>,
+    loads: LoadTable,
+    topology: Arc<Topology>,
+    generations: u64,
+}
+
+impl PoolState {
+    /// An empty pool.
+    pub fn new(identity: PoolIdentity, stale_after: Duration) -> Self {
+        let topology = Arc::new(Topology::new(0, identity.clone(), Vec::new()));
+        Self {
+            identity,
+            slots: Vec::new(),
+            by_key: HashMap::new(),
+            resting: VecDeque::new(),
+            loads: LoadTable::new(stale_after),
+            topology,
+            generations: 0,
+        }
+    }
+
+    /// The current topology.
+    pub fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.topology)
+    }
+
+    /// A snapshot of topology and loads.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot { topology: Arc::clone(&self.topology), loads: Arc::new(self.loads.clone()) }
+    }
+
+    /// Makes `specs` the whole set. An endpoint is the same one as long as namespace, name, address
+    /// and rank are; a later spec with a key that was already given is ignored.
+    pub fn replace(&mut self, specs: Vec<EndpointSpec>, now: Timestamp) -> Changes {
+        let mut changes = Changes::default();
+        let mut wanted: HashSet<Key> = HashSet::with_capacity(specs.len());
+        let mut new = Vec::new();
+        for spec in specs {
+            let key = (spec.namespace.clone(), spec.name.clone());
+            if !wanted.insert(key.clone()) {
+                continue;
+            }
+            match self.by_key.get(&key).and_then(|slot| self.slots[slot.index()].clone()) {
+                Some(known) if known.spec == spec => {}
+                Some(known) if known.spec.address == spec.address && known.spec.rank == spec.rank => {
+                    let endpoint = Arc::new(known.relabelled(spec));
+                    self.slots[endpoint.slot.index()] = Some(Arc::clone(&endpoint));
+                    changes.relabelled.push(endpoint);
+                }
+                Some(moved) => {
+                    self.remove(&key, &moved, now, &mut changes);
+                    new.push((key, spec));
+                }
+                None => new.push((key, spec)),
+            }
+        }
+        let gone: Vec<Key> = self.by_key.keys().filter(|key| !wanted.contains(*key)).cloned().collect();
+        for key in gone {
+            if let Some(endpoint) = self.by_key.get(&key).and_then(|slot| self.slots[slot.index()].clone()) {
+                self.remove(&key, &endpoint, now, &mut changes);
+            }
+        }
+        for (key, spec) in new {
+            self.add(key, spec, now, &mut changes);
+        }
+        if !changes.is_empty() {
+            let version = self.topology.version + 1;
+            self.topology = Arc::new(Topology::new(version, self.identity.clone(), self.slots.clone()));
+        }
+        changes
+    }
+
+    /// Stores a sample if the slot still belongs to `generation`.
+    pub fn report(&mut self, slot: Slot, generation: u64, sample: &LoadSample) -> bool {
+        let current = self.slots.get(slot.index()).and_then(Option::as_ref).is_some_and(|e| e.generation == generation);
+        if current {
+            self.loads.set(slot, sample);
+        }
+        current
+    }
+
+    fn add(&mut self, key: Key, spec: EndpointSpec, now: Timestamp, changes: &mut Changes) {
+        let Some(slot) = self.free_slot(now) else {
+            changes.refused.push(spec);
+            return;
+        };
+        self.generations += 1;
+        let endpoint = Arc::new(Endpoint::new(slot, self.generations, spec));
+        self.slots[slot.index()] = Some(Arc::clone(&endpoint));
+        self.by_key.insert(key, slot);
+        changes.added.push(endpoint);
+    }
+
+    fn remove(&mut self, key: &Key, endpoint: &Arc<Endpoint>, now: Timestamp, changes: &mut Changes) {
+        self.by_key.remove(key);
+        self.slots[endpoint.slot.index()] = None;
+        self.loads.clear(endpoint.slot);
+        self.resting.push_back((now, endpoint.slot));
+        changes.removed.push(Arc::clone(endpoint));
+    }
+
+    fn free_slot(&mut self, now: Timestamp) -> Option<Slot> {
+        match self.resting.front() {
+            Some((since, slot)) if now.since(*since) >= SLOT_REST => {
+                let slot = *slot;
+                self.resting.pop_front();
+                Some(slot)
+            }
+            // Slots at rest count towards the bound, so a flapping pool cannot grow the arrays.
+            _ if self.slots.len() < MAX_ENDPOINTS => {
+                self.slots.push(None);
+                Some(Slot(self.slots.len() as u32 - 1))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    fn spec(name: u8, port: u16, label: u8) -> EndpointSpec {
+        EndpointSpec {
+            name: format!("pod-{name}"),
+            namespace: "default".into(),
+            address: ([127, 0, 0, name], port).into(),
+            rank: 0,
+            labels: BTreeMap::from([("version".to_owned(), label.to_string())]),
+        }
+    }
+
+    fn state() -> PoolState {
+        PoolState::new(PoolIdentity::default(), Duration::from_secs(2))
+    }
+
+    #[test]
+    fn a_changed_label_keeps_slot_generation_and_counters() {
+        let mut pool = state();
+        let added = pool.replace(vec![spec(1, 80, 0)], Timestamp(0)).added.remove(0);
+        added.in_flight.add(3, 30);
+        let changes = pool.replace(vec![spec(1, 80, 1)], Timestamp(1));
+        assert!(changes.added.is_empty() && changes.removed.is_empty());
+        let now = &changes.relabelled[0];
+        assert_eq!((now.slot, now.generation, now.in_flight.requests()), (added.slot, added.generation, 3));
+        assert_eq!(now.label("version"), Some("1"));
+    }
+
+    #[test]
+    fn a_changed_address_is_another_endpoint_in_another_slot() {
+        let mut pool = state();
+        let old = pool.replace(vec![spec(1, 80, 0)], Timestamp(0)).added.remove(0);
+        let changes = pool.replace(vec![spec(1, 81, 0)], Timestamp(1));
+        assert_eq!(changes.removed[0].slot, old.slot);
+        assert_ne!(changes.added[0].slot, old.slot, "the old slot rests");
+        let later = Timestamp(1).plus(SLOT_REST);
+        let changes = pool.replace(vec![spec(1, 82, 0)], later);
+        assert_eq!(changes.added[0].slot, old.slot, "and is reused afterwards");
+        assert!(changes.added[0].generation > old.generation);
+    }
+
+    proptest! {
+        #[test]
+        fn the_topology_is_always_exactly_the_last_set(
+            steps in proptest::collection::vec(proptest::collection::vec((1u8..20, 80u16..83, 0u8..3), 0..12), 1..20)
+        ) {
+            let mut pool = state();
+            for (i, step) in steps.into_iter().enumerate() {
+                let specs: Vec<_> = step.into_iter().map(|(n, p, l)| spec(n, p, l)).collect();
+                let mut oracle: BTreeMap<String, EndpointSpec> = BTreeMap::new();
+                for s in &specs {
+                    oracle.entry(s.name.clone()).or_insert_with(|| s.clone());
+                }
+                pool.replace(specs, Timestamp::from_millis(i as u64 * 20_000));
+                let topology = pool.topology();
+                let mut seen: Vec<_> = topology.endpoints().map(|e| e.spec.clone()).collect();
+                seen.sort_by(|a, b| a.name.cmp(&b.name));
+                prop_assert_eq!(seen, oracle.into_values().collect::<Vec<_>>());
+                for endpoint in topology.endpoints() {
+                    prop_assert_eq!(topology.by_address(&endpoint.spec.address), Some(endpoint.slot));
+                    prop_assert!(topology.by_ip(&endpoint.spec.address.ip()).unwrap().contains(endpoint.slot));
+                }
+            }
+        }
+    }
+}
