@@ -1,0 +1,183 @@
+//! Accepts connections of data planes and serves HTTP/2 on them.
+//!
+//! hyper is driven directly rather than through tonic's server: TLS certificates are reloadable,
+//! handshakes run beside the accept loop, and each connection can be told to go away on its own.
+//!
+//! Data planes are trusted peers that reset a stream even after success, so hyper's protection
+//! against rapid resets is widened here; it would close a busy connection.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::TlsAcceptor;
+
+/// How far the port has been shut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Accepting.
+    Open,
+    /// No new connections; streams may end.
+    GoAway,
+    /// Whatever is left is closed.
+    Closed,
+}
+
+/// Bounds of the port.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once; further ones wait in the kernel's backlog.
+    pub max_connections: usize,
+    /// Longest TLS handshake.
+    pub handshake_timeout: Duration,
+    /// HTTP/2 flow-control window of a stream, bytes.
+    pub stream_window: u32,
+    /// HTTP/2 flow-control window of a connection, bytes.
+    pub connection_window: u32,
+    /// Time between keep-alive pings.
+    pub ping_interval: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 16_384,
+            handshake_timeout: Duration::from_secs(10),
+            stream_window: 4 << 20,
+            connection_window: 16 << 20,
+            ping_interval: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A service that every connection clones.
+pub trait Serve: Clone + Send + Sync + 'static {
+    /// Answers one request. Errors are answers with a gRPC status.
+    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<tonic::body::Body>> + Send;
+}
+
+/// Accepts until `phase` leaves [`Phase::Open`], then waits for the connections to end or for
+/// [`Phase::Closed`].
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<Arc<ServerConfig>>,
+    limits: Limits,
+    service: impl Serve,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let slots = Arc::new(tokio::sync::Semaphore::new(limits.max_connections));
+    let (ended, mut all_ended) = tokio::sync::mpsc::channel::<Infallible>(1);
+    loop {
+        let permit = tokio::select! {
+            biased;
+            () = left_open(&mut phase) => break,
+            permit = Arc::clone(&slots).acquire_owned() => permit,
+        };
+        let accepted = tokio::select! {
+            biased;
+            () = left_open(&mut phase) => break,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors or an aborted connection: neither may spin nor stop the port.
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (tls, service, phase, ended) = (tls.clone(), service.clone(), phase.clone(), ended.clone());
+        tokio::spawn(async move {
+            connection(stream, tls, limits, service, phase).await;
+            drop((permit, ended));
+        });
+    }
+    drop(listener);
+    drop(ended);
+    // Resolves when the last connection has dropped its sender.
+    let _: Option<Infallible> = all_ended.recv().await;
+}
+
+async fn left_open(phase: &mut watch::Receiver<Phase>) {
+    // A dropped sender means the process is being torn down.
+    let _ = phase.wait_for(|p| *p > Phase::Open).await;
+}
+
+async fn connection(
+    stream: TcpStream,
+    tls: Option<Arc<ServerConfig>>,
+    limits: Limits,
+    service: impl Serve,
+    phase: watch::Receiver<Phase>,
+) {
+    // Without it small answers wait for the peer's delayed acknowledgement (40 ms).
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot set TCP_NODELAY");
+    }
+    match tls {
+        None => drive(stream, limits, service, phase).await,
+        Some(config) => {
+            let handshake = TlsAcceptor::from(config).accept(stream);
+            match tokio::time::timeout(limits.handshake_timeout, handshake).await {
+                Ok(Ok(stream)) => drive(stream, limits, service, phase).await,
+                Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+                Err(_) => tracing::debug!("TLS handshake timed out"),
+            }
+        }
+    }
+}
+
+async fn drive(
+    io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    limits: Limits,
+    service: impl Serve,
+    mut phase: watch::Receiver<Phase>,
+) {
+    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
+        let service = service.clone();
+        async move { Ok::<_, Infallible>(service.call(request).await) }
+    });
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .initial_stream_window_size(limits.stream_window)
+        .initial_connection_window_size(limits.connection_window)
+        .max_concurrent_streams(None)
+        .max_pending_accept_reset_streams(Some(100_000))
+        .max_local_error_reset_streams(None)
+        .max_header_list_size(64 << 10)
+        .max_send_buf_size(1 << 20)
+        .keep_alive_interval(limits.ping_interval)
+        .keep_alive_timeout(Duration::from_secs(20));
+    let connection = builder.serve_connection(TokioIo::new(io), service);
+    tokio::pin!(connection);
+    let mut told = Phase::Open;
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            changed = phase.wait_for(|p| *p > told) => {
+                told = changed.map_or(Phase::Closed, |p| *p);
+                match told {
+                    Phase::Open => {}
+                    Phase::GoAway => connection.as_mut().graceful_shutdown(),
+                    Phase::Closed => return,
+                }
+            }
+        }
+    }
+}

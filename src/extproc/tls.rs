@@ -1,0 +1,170 @@
+//! The certificate of the ext_proc port: self-signed by default, from files if given, reloadable.
+//!
+//! Data planes skip verification by default (protocol 5.3), so a self-signed certificate without a
+//! subject alternative name is what they expect. Ours is ECDSA P-256 where the picker we replace
+//! makes an RSA-4096 key: some data planes open a connection per request, and this handshake costs
+//! a fraction. ALPN always offers `h2`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+
+/// Lowest protocol version offered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MinVersion {
+    /// TLS 1.2 (also for the older versions that rustls does not implement).
+    #[default]
+    Tls12,
+    /// TLS 1.3.
+    Tls13,
+}
+
+/// What the port's TLS is made of.
+#[derive(Clone, Debug, Default)]
+pub struct TlsSettings {
+    /// Folder with `tls.crt` and `tls.key`; `None` makes a self-signed certificate.
+    pub cert_path: Option<PathBuf>,
+    /// Lowest version offered.
+    pub min_version: MinVersion,
+    /// Cipher suites by their IANA name; empty offers the defaults.
+    pub cipher_suites: Vec<String>,
+}
+
+/// The certificate in use; replaced whole on reload, so a handshake sees the old or the new one.
+#[derive(Debug)]
+pub struct CertificateHolder {
+    current: ArcSwap<CertifiedKey>,
+}
+
+impl ResolvesServerCert for CertificateHolder {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current.load_full())
+    }
+}
+
+impl CertificateHolder {
+    /// Reads the folder again; on any error the certificate in use stays.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn reload(&self, folder: &Path) -> anyhow::Result<()> {
+        self.current.store(Arc::new(load(folder)?));
+        Ok(())
+    }
+}
+
+/// Builds the server configuration and the handle that reloads its certificate.
+///
+/// # Errors
+/// Unreadable or mismatched certificate files, or cipher suites of which none is known.
+pub fn server_config(settings: &TlsSettings) -> anyhow::Result<(Arc<ServerConfig>, Arc<CertificateHolder>)> {
+    let key = match &settings.cert_path {
+        Some(folder) => load(folder)?,
+        None => self_signed()?,
+    };
+    let holder = Arc::new(CertificateHolder { current: ArcSwap::from_pointee(key) });
+    let mut provider = ring::default_provider();
+    if !settings.cipher_suites.is_empty() {
+        provider.cipher_suites.retain(|suite| {
+            let name = format!("{:?}", suite.suite());
+            // rustls calls the TLS 1.3 suites TLS13_*, the registry (and Go) TLS_*.
+            settings.cipher_suites.iter().any(|wanted| *wanted == name || *wanted == name.replacen("TLS13_", "TLS_", 1))
+        });
+        anyhow::ensure!(
+            !provider.cipher_suites.is_empty(),
+            "--tls-cipher-suites: none of {} is supported; supported: {}",
+            settings.cipher_suites.join(", "),
+            supported_cipher_suites().join(", ")
+        );
+    }
+    let versions: &[&rustls::SupportedProtocolVersion] = match settings.min_version {
+        MinVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+        MinVersion::Tls13 => &[&rustls::version::TLS13],
+    };
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider))
+        .with_protocol_versions(versions)
+        .context("--tls-min-version and --tls-cipher-suites leave no usable combination")?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::<CertificateHolder>::clone(&holder));
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Ok((Arc::new(config), holder))
+}
+
+/// Names that `--tls-cipher-suites` accepts.
+pub fn supported_cipher_suites() -> Vec<String> {
+    let provider: CryptoProvider = ring::default_provider();
+    provider.cipher_suites.iter().map(|s| format!("{:?}", s.suite()).replacen("TLS13_", "TLS_", 1)).collect()
+}
+
+/// Reads `tls.crt` (a chain) and `tls.key` from `folder`.
+fn load(folder: &Path) -> anyhow::Result<CertifiedKey> {
+    let crt = folder.join("tls.crt");
+    let key = folder.join("tls.key");
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&crt)
+        .and_then(Iterator::collect)
+        .with_context(|| format!("cannot read a certificate chain from {}", crt.display()))?;
+    anyhow::ensure!(!chain.is_empty(), "{} holds no certificate", crt.display());
+    let key_der = PrivateKeyDer::from_pem_file(&key)
+        .with_context(|| format!("cannot read a private key from {}", key.display()))?;
+    let certified = CertifiedKey::from_der(chain, key_der, &ring::default_provider())
+        .with_context(|| format!("{} and {} do not belong together", crt.display(), key.display()))?;
+    Ok(certified)
+}
+
+fn self_signed() -> anyhow::Result<CertifiedKey> {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::OrganizationName, "Inference Ext");
+    params.key_usages = vec![rcgen::KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    params.not_before = rcgen::date_time_ymd(2025, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2045, 1, 1);
+    let certificate = params.self_signed(&key)?;
+    let key_der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    Ok(CertifiedKey::from_der(vec![certificate.der().clone()], key_der, &ring::default_provider())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_self_signed_certificate_offers_h2() {
+        let (config, _) = server_config(&TlsSettings::default()).unwrap();
+        assert_eq!(config.alpn_protocols, [b"h2".to_vec()]);
+    }
+
+    #[test]
+    fn unknown_suites_are_refused_with_the_known_ones() {
+        let settings = TlsSettings { cipher_suites: vec!["TLS_NOPE".into()], ..TlsSettings::default() };
+        let error = server_config(&settings).unwrap_err().to_string();
+        assert!(error.contains("TLS_NOPE") && error.contains("TLS_AES_128_GCM_SHA256"), "{error}");
+        let settings = TlsSettings { cipher_suites: vec!["TLS_AES_128_GCM_SHA256".into()], ..TlsSettings::default() };
+        assert!(server_config(&settings).is_ok());
+    }
+
+    #[test]
+    fn files_are_loaded_and_a_bad_reload_keeps_the_good_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        let cert = rcgen::CertificateParams::new(vec!["epp.local".into()]).unwrap().self_signed(&key).unwrap();
+        std::fs::write(folder.path().join("tls.crt"), cert.pem()).unwrap();
+        std::fs::write(folder.path().join("tls.key"), key.serialize_pem()).unwrap();
+        let settings = TlsSettings { cert_path: Some(folder.path().into()), ..TlsSettings::default() };
+        let (_, holder) = server_config(&settings).unwrap();
+        let before = holder.current.load_full();
+        std::fs::write(folder.path().join("tls.key"), "garbage").unwrap();
+        let error = holder.reload(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("tls.key"), "{error}");
+        assert!(Arc::ptr_eq(&before, &holder.current.load_full()));
+    }
+}
