@@ -1,0 +1,45 @@
+# The commands of this project. `make demo` and `make test` are all that a newcomer needs.
+CARGO ?= cargo
+SHELL := /bin/bash
+
+.PHONY: help demo test check bench fuzz envoy tools fmt
+
+help: ## say what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: ## build everything and show the main job behind a real Envoy (Ctrl-C ends it)
+	@echo "==> building Pointsman (about three minutes the first time)"
+	@$(CARGO) build --release --locked
+	@echo "==> looking for Envoy"
+	@envoy="$$(scripts/get-envoy)" && exec ./target/release/pointsman demo --envoy "$$envoy" $(DEMO_ARGS)
+
+test: envoy tools ## run every test, fetching what the tests need
+	@ENVOY_BIN="$$(scripts/get-envoy)" $(CARGO) test --locked --all-targets
+	@ENVOY_BIN="$$(scripts/get-envoy)" $(CARGO) test --locked --doc
+
+check: ## formatting, lints, documentation, dependency policy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	scripts/cargo-deny check bans licenses sources
+
+bench: ## micro-benchmarks
+	$(CARGO) bench --locked
+
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 60
+fuzz: ## run every fuzz target for FUZZ_SECONDS seconds
+	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
+	@set -e; for target in $$(cd fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz list); do \
+	  echo "==> $$target for $(FUZZ_SECONDS) s"; \
+	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 -print_final_stats=1; \
+	done
+
+envoy: ## fetch the Envoy that the tests and the demo use
+	@scripts/get-envoy >/dev/null
+
+tools: ## fetch promtool
+	@scripts/get-promtool >/dev/null
+
+fmt: ## format the code
+	$(CARGO) fmt --all
