@@ -1,1 +1,201 @@
-//! (to be written)
+//! The order of work between "the request is complete" and "this is its endpoint", and the exchange
+//! that follows one request to its end.
+//!
+//! Steps (protocol 3.4): dialect by path, parse, model rewrite by header, objective and fairness id,
+//! candidates = subset ∩ pool, producers, scheduling, the `prefer: if-available` check, commit.
+//!
+//! **Picking and reserving are one step.** A decision reads the work in flight, chooses, and reserves
+//! what it chose. Two threads that did this side by side would both see the same idle endpoint, so a
+//! reservation is only made if no other one was made since this decision read the counters; else the
+//! decision is made again (a few microseconds; the body is not parsed and the prompt not hashed
+//! again). See [`claim`]. With no plugin that reads work in flight the check costs nothing.
+//!
+//! Rejected: a mutex around decide and commit (one slow decision would stop all), and reserving
+//! before choosing (nothing to reserve yet).
+
+pub mod claim;
+pub mod decisions;
+mod exchange;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use crate::dialect::{Dialects, Wants};
+use crate::domain::{Decision, EndpointSet, InferenceRequest, Rejection, Signals, Slot, Snapshot};
+use crate::extproc::{SubsetEntry, SubsetHint};
+use crate::lifecycle::clock::Clock;
+use crate::pool::Pool;
+use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, Watch};
+use crate::scheduling::profile::Scratch;
+use crate::scheduling::scheduler::Scheduler;
+use crate::telemetry::metrics::Metrics;
+
+use claim::Claims;
+use decisions::DecisionLog;
+
+pub use exchange::DirectedExchange;
+
+/// A producer with the names that metrics use.
+#[derive(Clone)]
+pub struct NamedProducer {
+    /// Plugin name.
+    pub name: Arc<str>,
+    /// Plugin type.
+    pub kind: &'static str,
+    /// The producer.
+    pub producer: Arc<dyn Producer>,
+}
+
+/// What the director is told by flags and configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What is read from bodies.
+    pub wants: Wants,
+    /// Whether token counts of answers are read.
+    pub reads_usage: bool,
+    /// `--disable-endpoint-subset-filter`.
+    pub ignore_subset: bool,
+    /// `--emit-endpoint-scores`.
+    pub emit_scores: bool,
+    /// One log line per request.
+    pub access_log: bool,
+    /// Seed of the random numbers in picks; `None` draws one per thread.
+    pub seed: Option<u64>,
+}
+
+/// What the director works with.
+pub struct Parts {
+    /// Endpoints and loads.
+    pub pool: Arc<Pool>,
+    /// Profiles and handler.
+    pub scheduler: Scheduler,
+    /// Producers in dependency order.
+    pub producers: Vec<NamedProducer>,
+    /// Committers.
+    pub commits: Vec<Arc<dyn Commit>>,
+    /// Dialects by path.
+    pub dialects: Dialects,
+    /// Metrics.
+    pub metrics: Arc<Metrics>,
+    /// Time.
+    pub clock: Arc<dyn Clock>,
+    /// The last decisions, if any are kept.
+    pub decisions: Arc<DecisionLog>,
+    /// Settings.
+    pub settings: Settings,
+}
+
+/// Decides for every request of one pool.
+pub struct Director {
+    parts: Parts,
+    claims: Claims,
+    reserves: bool,
+}
+
+/// A decision that was committed.
+struct Committed {
+    decision: Decision,
+    signals: Signals,
+    watches: Vec<Box<dyn Watch>>,
+}
+
+/// What one thread reuses from decision to decision.
+struct Local {
+    scratch: Scratch,
+    candidates: Vec<Slot>,
+    rng: Option<fastrand::Rng>,
+}
+
+thread_local! {
+    static LOCAL: RefCell<Local> =
+        RefCell::new(Local { scratch: Scratch::default(), candidates: Vec::new(), rng: None });
+}
+
+impl Director {
+    /// A director over `parts`.
+    pub fn new(parts: Parts) -> Self {
+        let reserves = parts.producers.iter().any(|p| p.producer.is_volatile());
+        Self { parts, claims: Claims::default(), reserves }
+    }
+
+    /// The parts, for the process around it.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    /// Chooses endpoints for `request` and commits the choice.
+    fn route(&self, request: &InferenceRequest, subset: Option<&SubsetHint>) -> Result<Committed, Rejection> {
+        let parts = &self.parts;
+        let explain = parts.decisions.is_on();
+        let mut signals = Signals::default();
+        let mut fresh = true;
+        let mut attempts = 0;
+        LOCAL.with_borrow_mut(|local| {
+            let Local { scratch, candidates, rng } = local;
+            let rng = rng.get_or_insert_with(|| parts.settings.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed));
+            loop {
+                let seen = self.claims.seen();
+                let snapshot = parts.pool.snapshot();
+                candidates.clear();
+                candidates_of(&snapshot, subset.filter(|_| !parts.settings.ignore_subset), candidates);
+                if candidates.is_empty() {
+                    return Err(Rejection::no_endpoints());
+                }
+                for NamedProducer { producer, .. } in &parts.producers {
+                    if fresh || producer.is_volatile() {
+                        producer.produce(request, &snapshot, &mut signals);
+                    }
+                }
+                fresh = false;
+                let now = parts.clock.now();
+                let cycle = Cycle { request, snapshot: &snapshot, signals: &signals, now };
+                let decision = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain)?;
+                if request.headers.get("prefer").is_some_and(|v| v.eq_ignore_ascii_case("if-available"))
+                    && !holds_prefix(&signals, decision.destination().slot)
+                {
+                    return Err(Rejection::PreconditionFailed("no decode worker has the requested KV cache".into()));
+                }
+                attempts += 1;
+                let claim = if self.reserves { self.claims.claim(seen, attempts) } else { claim::Claim::free() };
+                let Some(claim) = claim.granted() else { continue };
+                let routed = Routed { request, decision: &decision, signals: &signals, now };
+                let mut watches = Vec::with_capacity(parts.commits.len());
+                watches.extend(parts.commits.iter().filter(|c| c.reserves()).filter_map(|c| c.commit(&routed)));
+                drop(claim);
+                watches.extend(parts.commits.iter().filter(|c| !c.reserves()).filter_map(|c| c.commit(&routed)));
+                return Ok(Committed { decision, signals, watches });
+            }
+        })
+    }
+}
+
+/// Whether any producer believes that `slot` holds a block of the prompt.
+fn holds_prefix(signals: &Signals, slot: Slot) -> bool {
+    signals.prefix.iter().any(|m| m.blocks(slot) > 0)
+}
+
+/// The endpoints that the data plane allows, in slot order (protocol 1.3).
+fn candidates_of(snapshot: &Snapshot, subset: Option<&SubsetHint>, out: &mut Vec<Slot>) {
+    let topology = &snapshot.topology;
+    match subset {
+        None => out.extend(topology.live().iter()),
+        Some(hint) => {
+            let mut allowed = EndpointSet::new();
+            for entry in &hint.entries {
+                match entry {
+                    SubsetEntry::Address(address) => {
+                        if let Some(slot) = topology.by_address(address) {
+                            allowed.insert(slot);
+                        }
+                    }
+                    SubsetEntry::Ip(ip) => {
+                        for slot in topology.by_ip(ip).into_iter().flat_map(EndpointSet::iter) {
+                            allowed.insert(slot);
+                        }
+                    }
+                }
+            }
+            out.extend(allowed.iter());
+        }
+    }
+}

@@ -86,6 +86,12 @@ pub trait Producer: Send + Sync {
     /// Adds this producer's facts to `signals`. Producers run in dependency order.
     fn produce(&self, request: &InferenceRequest, snapshot: &Snapshot, signals: &mut Signals);
 
+    /// Whether the facts change with every reservation, so that a decision which was overtaken by
+    /// another one must ask again.
+    fn is_volatile(&self) -> bool {
+        false
+    }
+
     /// Entries held, for the size gauge, if this producer keeps an index.
     fn size(&self) -> Option<u64> {
         None
@@ -115,6 +121,12 @@ pub trait Commit: Send + Sync {
     /// Called once per routed request, before the answer leaves. What must be given back lives in
     /// the returned watch and is given back by its `Drop`, on every path.
     fn commit(&self, routed: &Routed<'_>) -> Option<Box<dyn Watch>>;
+
+    /// Whether a volatile producer reads what this commit writes. Such commits are made in order, so
+    /// they must take nanoseconds.
+    fn reserves(&self) -> bool {
+        false
+    }
 
     /// An endpoint left the pool: forget what was learnt about its slot before it is reused.
     fn endpoint_removed(&self, _endpoint: &Endpoint) {}
