@@ -22,13 +22,13 @@ use std::sync::Arc;
 
 use crate::dialect::{Dialects, Wants};
 use crate::domain::{Decision, EndpointSet, InferenceRequest, Rejection, Signals, Slot, Snapshot};
-use crate::extproc::{SubsetEntry, SubsetHint};
+use crate::extproc::{Exchanges, SubsetEntry, SubsetHint};
 use crate::lifecycle::clock::Clock;
 use crate::pool::Pool;
 use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, Watch};
 use crate::scheduling::profile::Scratch;
 use crate::scheduling::scheduler::Scheduler;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Metrics, PrefixMetrics};
 
 use claim::Claims;
 use decisions::DecisionLog;
@@ -71,6 +71,8 @@ pub struct Parts {
     pub scheduler: Scheduler,
     /// Producers in dependency order.
     pub producers: Vec<NamedProducer>,
+    /// Name and type of each prefix producer, by ordinal.
+    pub prefix_producers: Vec<(Arc<str>, &'static str)>,
     /// Committers.
     pub commits: Vec<Arc<dyn Commit>>,
     /// Dialects by path.
@@ -90,6 +92,7 @@ pub struct Director {
     parts: Parts,
     claims: Claims,
     reserves: bool,
+    prefix_metrics: Vec<Arc<PrefixMetrics>>,
 }
 
 /// A decision that was committed.
@@ -115,7 +118,9 @@ impl Director {
     /// A director over `parts`.
     pub fn new(parts: Parts) -> Self {
         let reserves = parts.producers.iter().any(|p| p.producer.is_volatile());
-        Self { parts, claims: Claims::default(), reserves }
+        let prefix_metrics =
+            parts.prefix_producers.iter().map(|(name, kind)| parts.metrics.prefix_index(name, kind)).collect();
+        Self { parts, claims: Claims::default(), reserves, prefix_metrics }
     }
 
     /// The parts, for the process around it.
@@ -197,5 +202,17 @@ fn candidates_of(snapshot: &Snapshot, subset: Option<&SubsetHint>, out: &mut Vec
             }
             out.extend(allowed.iter());
         }
+    }
+}
+
+/// The [`Exchanges`] of a shared director.
+#[derive(Clone)]
+pub struct Directed(pub Arc<Director>);
+
+impl Exchanges for Directed {
+    type Exchange = DirectedExchange;
+
+    fn open(&self) -> DirectedExchange {
+        DirectedExchange::open(Arc::clone(&self.0))
     }
 }

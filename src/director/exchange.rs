@@ -1,0 +1,380 @@
+//! One request from its first message to its one outcome.
+//!
+//! The exchange owns what the request reserved (its watches) and what is known about it so far. When
+//! it ends, on whatever path, the watches are told, the metrics are observed and the access-log line is
+//! written, once. Dropping an exchange that nobody ended counts as a disconnect of the client.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use crate::dialect::{self, AnswerFormat, ModelRestorer, Parsed, UsageReader};
+use crate::domain::{Decision, Endpoint, Headers, InferenceRequest, Outcome, Rejection, Signals, Timestamp, Usage};
+use crate::extproc::{CompleteRequest, Exchange, Route};
+use crate::scheduling::plugin::{End, ResponseStart, Watch};
+use crate::telemetry::access::AccessLine;
+use crate::telemetry::metrics::{RequestMetrics, Running, StreamGuard};
+
+use super::{Committed, Director};
+
+const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
+const FAIRNESS: [&str; 2] = ["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];
+const REWRITE: [&str; 2] = ["x-llm-d-model-name-rewrite", "x-gateway-model-name-rewrite"];
+
+/// Longest value of a control header that is used; longer ones count as absent.
+const MAX_CONTROL_VALUE: usize = 1024;
+
+/// What is known of the answer so far.
+#[derive(Default)]
+struct Answer {
+    status: u16,
+    streamed: bool,
+    bytes: u64,
+    first_chunk_at: Option<Timestamp>,
+    last_chunk_at: Option<Timestamp>,
+    gaps: Gaps,
+}
+
+/// Times between chunks of a streamed answer: count and sum.
+#[derive(Default)]
+struct Gaps {
+    count: u32,
+    total: Duration,
+}
+
+/// See the module documentation.
+pub struct DirectedExchange {
+    director: Arc<Director>,
+    opened_at: Timestamp,
+    stream: Option<StreamGuard>,
+    metrics: Option<Arc<RequestMetrics>>,
+    running: Option<Running>,
+    request: InferenceRequest,
+    request_bytes: u64,
+    answer_format: AnswerFormat,
+    destination: Option<Arc<Endpoint>>,
+    served: Option<Box<str>>,
+    predicted_cached: Option<u64>,
+    decided_in: Duration,
+    rejection: Option<Rejection>,
+    watches: Vec<Box<dyn Watch>>,
+    usage: Option<UsageReader>,
+    restore: Option<ModelRestorer>,
+    answer: Answer,
+    ended: bool,
+}
+
+impl DirectedExchange {
+    pub(super) fn open(director: Arc<Director>) -> Self {
+        let opened_at = director.parts.clock.now();
+        let stream = director.parts.metrics.stream_opened();
+        Self {
+            stream: Some(stream),
+            metrics: None,
+            running: None,
+            director,
+            opened_at,
+            request: InferenceRequest::default(),
+            request_bytes: 0,
+            answer_format: AnswerFormat::Opaque,
+            destination: None,
+            served: None,
+            predicted_cached: None,
+            decided_in: Duration::ZERO,
+            rejection: None,
+            watches: Vec::new(),
+            usage: None,
+            restore: None,
+            answer: Answer::default(),
+            ended: false,
+        }
+    }
+
+    fn try_decide(&mut self, complete: CompleteRequest) -> Result<Route, Rejection> {
+        let CompleteRequest { headers, body, has_body, subset } = complete;
+        let director = Arc::clone(&self.director);
+        let parts = director.parts();
+        let control = |names: &[&str]| headers.first_of(names).filter(|v| !v.is_empty() && v.len() <= MAX_CONTROL_VALUE);
+
+        let mut set_headers: Vec<(Cow<'static, str>, Bytes)> = Vec::new();
+        let request = &mut self.request;
+        request.received_at = self.opened_at;
+        request.path = dialect::request_path(&headers).into();
+        request.objective = control(&OBJECTIVE).map(Into::into);
+        request.fairness_id = control(&FAIRNESS).unwrap_or("default-flow").into();
+        match headers.get("x-request-id").filter(|id| !id.is_empty() && id.len() <= MAX_CONTROL_VALUE) {
+            Some(id) => request.id = id.into(),
+            None => {
+                let id = new_request_id();
+                set_headers.push((Cow::Borrowed("x-request-id"), Bytes::copy_from_slice(id.as_bytes())));
+                request.id = id.into();
+            }
+        }
+        let rewrite = control(&REWRITE).map(Box::<str>::from);
+        request.headers = headers;
+        self.request_bytes = body.len() as u64;
+
+        let mut parsed = Parsed::default();
+        if has_body {
+            let dialect = parts.dialects.resolve(&request.path, &request.headers).ok_or_else(|| {
+                Rejection::BadRequest(format!(
+                    "no parser handles the path `{}`: configure passthrough-parser to forward unknown paths",
+                    request.path.escape_debug()
+                ))
+            })?;
+            parsed = dialect.parse(&request.path, &request.headers, &body, parts.settings.wants)?;
+        }
+        request.body = body;
+        request.model = parsed.model.unwrap_or_default();
+        request.prompts = parsed.prompts;
+        request.cache_salt = parsed.cache_salt;
+        request.stream = parsed.stream;
+        request.max_output_tokens = parsed.max_output_tokens;
+        self.answer_format = parsed.answer;
+        // A model name can only be put where the body has one (protocol 2.7).
+        let replaces = rewrite.filter(|target| !parsed.model_spans.is_empty() && *target != request.model);
+        request.target_model = replaces.clone().unwrap_or_else(|| request.model.clone());
+
+        let Committed { decision, signals, watches } = director.route(&self.request, subset.as_ref())?;
+        self.watches = watches;
+        parts.decisions.record(&self.request, &decision, &signals);
+        let destination = Arc::clone(decision.destination());
+        self.predicted_cached = signals.prefix.first().map(|m| m.tokens(destination.slot));
+        self.observe_prefix(&signals);
+        for (name, value) in &decision.headers {
+            set_headers.push((Cow::Borrowed(*name), Bytes::copy_from_slice(value.as_bytes())));
+        }
+        let body = replaces.map(|target| {
+            parts.metrics.model_rewrite("header", &self.request.model, &target);
+            self.restore = Some(ModelRestorer::new(&target, &self.request.model));
+            dialect::rewrite_model(&self.request.body, &parsed.model_spans, &target)
+        });
+        let scores = if parts.settings.emit_scores { scores_of(&decision) } else { Vec::new() };
+        let route = Route { destination: destinations_of(&decision), set_headers, body, scores };
+        self.destination = Some(destination);
+        // The prompt has been read: what follows needs only names and counts.
+        self.request.body = Bytes::new();
+        self.request.prompts = SmallVec::new();
+        Ok(route)
+    }
+
+    /// Observes each index's best match; prompts below one block are no look-up.
+    fn observe_prefix(&self, signals: &Signals) {
+        for (found, metrics) in signals.prefix.iter().zip(&self.director.prefix_metrics) {
+            if found.total_blocks > 0 {
+                let best = found.matched.iter().copied().max().unwrap_or(0);
+                let bytes = u64::from(best) * u64::from(found.block_tokens) * 4;
+                metrics.observe(best as f32 / found.total_blocks as f32, bytes);
+            }
+        }
+    }
+
+    fn first_chunk(&mut self, now: Timestamp) {
+        self.answer.first_chunk_at = Some(now);
+        for watch in &mut self.watches {
+            watch.first_token(now);
+        }
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let now = self.director.parts.clock.now();
+        let usage = self.usage.take().map(UsageReader::finish).unwrap_or_default();
+        for watch in &mut self.watches {
+            watch.finished(&End { outcome, usage, now });
+        }
+        self.watches.clear();
+        self.observe(outcome, usage, now);
+    }
+
+    /// Observes the decision and starts to count the request as running.
+    fn observe_decision(&mut self) {
+        let metrics = &self.director.parts.metrics;
+        let request = &self.request;
+        metrics.observe_scheduling(self.decided_in);
+        metrics.scheduler_attempt(&request.target_model, self.destination.as_deref());
+        metrics.observe_request_processing(self.director.parts.clock.now().since(self.opened_at));
+        let handles = metrics.request(&request.model, &request.target_model, &request.fairness_id, request.priority);
+        handles.received();
+        handles.observe_request_size(self.request_bytes);
+        if let Some(rejection) = &self.rejection {
+            handles.error(rejection.code());
+        } else {
+            self.running = Some(handles.running());
+        }
+        self.metrics = Some(handles);
+    }
+
+    /// Observes the whole request at its end and writes its line.
+    fn observe(&mut self, outcome: Outcome, usage: Usage, now: Timestamp) {
+        let parts = self.director.parts();
+        let total = now.since(self.opened_at);
+        let answer = &self.answer;
+        self.running = None;
+        parts.metrics.outcome(outcome);
+        let ttft = answer.first_chunk_at.map(|at| at.since(self.opened_at));
+        if let Some(metrics) = self.metrics.take().filter(|_| self.destination.is_some()) {
+            metrics.observe_duration(total);
+            match outcome {
+                Outcome::Completed => {
+                    metrics.observe_response_size(answer.bytes);
+                    metrics.observe_usage(&usage);
+                    if let Some(ttft) = ttft {
+                        metrics.observe_ttft(ttft, answer.streamed);
+                    }
+                    let tokens = usage.completion_tokens.unwrap_or(0);
+                    metrics.observe_ntpot(total, tokens);
+                    if let (true, Some(first), Some(last)) = (answer.streamed, answer.first_chunk_at, answer.last_chunk_at) {
+                        metrics.observe_tpot(last.since(first), tokens);
+                        if answer.gaps.count > 0 {
+                            metrics.observe_itl(answer.gaps.total / answer.gaps.count);
+                        }
+                    }
+                }
+                Outcome::UpstreamError => metrics.error("ModelServerError"),
+                Outcome::LocalReply => metrics.error("LocalReply"),
+                Outcome::ClientDisconnect => metrics.error("ClientDisconnect"),
+                Outcome::InternalError => metrics.error("Internal"),
+                Outcome::Shutdown => metrics.error("ServiceUnavailable"),
+                Outcome::Rejected | Outcome::RoutedOnly => {}
+            }
+        }
+        if let Some(stream) = self.stream.take() {
+            let code = match outcome {
+                Outcome::ClientDisconnect => "Canceled",
+                Outcome::Shutdown => "Unavailable",
+                Outcome::InternalError => "Internal",
+                _ => "OK",
+            };
+            stream.finish(code, total);
+        }
+        if !parts.settings.access_log {
+            return;
+        }
+        let request = &self.request;
+        let refused = self.rejection.as_ref().map(Rejection::status);
+        AccessLine {
+            request_id: &request.id,
+            method: request.headers.get(":method"),
+            path: &request.path,
+            model: &request.model,
+            target_model: &request.target_model,
+            objective: request.objective.as_deref(),
+            fairness_id: &request.fairness_id,
+            priority: request.priority,
+            endpoint: self.destination.as_ref().map(|e| e.destination()),
+            served_by: self.served.as_deref(),
+            status: refused.or(Some(answer.status).filter(|s| *s > 0)),
+            outcome,
+            total,
+            decision: self.metrics_decided(),
+            ttft,
+            request_bytes: self.request_bytes,
+            response_bytes: answer.bytes,
+            usage,
+            rejection: self.rejection.as_ref(),
+            predicted_cached_tokens: self.predicted_cached,
+        }
+        .emit();
+    }
+
+    fn metrics_decided(&self) -> Option<Duration> {
+        (self.destination.is_some() || self.rejection.is_some()).then_some(self.decided_in)
+    }
+}
+
+impl Exchange for DirectedExchange {
+    fn decide(&mut self, request: CompleteRequest) -> Result<Route, Rejection> {
+        let started = self.director.parts.clock.now();
+        let result = self.try_decide(request);
+        let finished = self.director.parts.clock.now();
+        self.decided_in = finished.since(started);
+        if let Err(rejection) = &result {
+            self.rejection = Some(rejection.clone());
+        }
+        self.observe_decision();
+        result
+    }
+
+    fn response_headers(
+        &mut self,
+        status: u16,
+        headers: Headers,
+        served: Option<&str>,
+        _end: bool,
+    ) -> Vec<(Cow<'static, str>, Bytes)> {
+        let now = self.director.parts.clock.now();
+        self.answer.status = status;
+        self.served = served.map(Into::into);
+        let content_type = headers.get("content-type");
+        let encoding = headers.get("content-encoding");
+        self.answer.streamed = self.request.stream || content_type.is_some_and(dialect::is_event_stream);
+        let inspect = self.destination.is_some() && (200..300).contains(&status);
+        if inspect && self.director.parts.settings.reads_usage && self.answer_format != AnswerFormat::Opaque {
+            self.usage = Some(UsageReader::new(self.answer_format, content_type, encoding));
+        }
+        if encoding.is_some_and(|e| !e.eq_ignore_ascii_case("identity")) {
+            // The bytes of an encoded answer are never touched.
+            self.restore = None;
+        }
+        let mut add = Vec::new();
+        let start = ResponseStart { status, headers: &headers, served, now };
+        for watch in &mut self.watches {
+            watch.response_headers(&start, &mut add);
+        }
+        add.into_iter().map(|(name, value)| (Cow::Borrowed(name), Bytes::from(value))).collect()
+    }
+
+    fn response_body(&mut self, chunk: &Bytes, end: bool) -> Option<SmallVec<[Bytes; 3]>> {
+        if !chunk.is_empty() {
+            let now = self.director.parts.clock.now();
+            match self.answer.last_chunk_at {
+                None => self.first_chunk(now),
+                Some(last) => {
+                    self.answer.gaps.count += 1;
+                    self.answer.gaps.total += now.since(last);
+                }
+            }
+            self.answer.last_chunk_at = Some(now);
+            self.answer.bytes += chunk.len() as u64;
+            if let Some(usage) = &mut self.usage {
+                usage.push(chunk);
+            }
+        }
+        self.restore.as_mut().map(|restore| restore.push(chunk, end))
+    }
+
+    fn end(&mut self, outcome: Outcome) {
+        self.finish(outcome);
+    }
+}
+
+impl Drop for DirectedExchange {
+    fn drop(&mut self) {
+        self.finish(Outcome::ClientDisconnect);
+    }
+}
+
+/// A UUID v4 for requests that came without an id.
+fn new_request_id() -> String {
+    uuid::Builder::from_random_bytes(fastrand::u128(..).to_le_bytes()).into_uuid().to_string()
+}
+
+/// The destination header: every picked endpoint of the primary profile, best first.
+fn destinations_of(decision: &Decision) -> Box<str> {
+    let picked = &decision.primary().picked;
+    if let [only] = picked.as_slice() {
+        return only.endpoint.destination().into();
+    }
+    picked.iter().map(|r| r.endpoint.destination()).collect::<Vec<_>>().join(",").into()
+}
+
+fn scores_of(decision: &Decision) -> Vec<(Box<str>, f64)> {
+    let score = |r: &crate::domain::Ranked| (r.endpoint.destination().into(), f64::from(r.score));
+    decision.primary().picked.iter().map(score).collect()
+}
