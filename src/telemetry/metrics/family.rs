@@ -255,7 +255,7 @@ impl Page {
 
     fn family(&mut self, spec: &Spec) -> &mut MetricFamily {
         let is = |f: &MetricFamily| f.name().strip_prefix(PREFIX) == Some(spec.name);
-        // Values come family by family, so the wanted one is nearly always near the end.
+        // A few dozen families: a scan is cheaper than hashing names.
         let index = match self.families.iter().rposition(is) {
             Some(index) => index,
             None => {
