@@ -1,1 +1,5 @@
-//! (to be written)
+//! What the process tells about itself: metrics, logs, one access-log line per request.
+
+pub mod access;
+pub mod log;
+pub mod metrics;

@@ -1,0 +1,188 @@
+//! The families: names, help texts, labels, buckets. `docs/metrics.md` lists the same names; a test
+//! compares the two.
+//!
+//! Names, labels and buckets are those of llm-d-router's endpoint picker (llm-d-router.md 5.1), down
+//! to the misspelt token bound 32778, so that dashboards and recording rules line up.
+
+use prometheus::proto::MetricType;
+
+/// Prefix of every current name.
+pub const PREFIX: &str = "llm_d_epp_";
+
+/// One family without its prefix.
+#[derive(Clone, Copy, Debug)]
+pub struct Spec {
+    /// Name without [`PREFIX`].
+    pub name: &'static str,
+    /// Help text.
+    pub help: &'static str,
+    /// Label names in order.
+    pub labels: &'static [&'static str],
+    /// Counter, gauge or histogram.
+    pub kind: MetricType,
+    /// Upper bounds, for histograms.
+    pub buckets: &'static [f64],
+}
+
+const MODEL: &[&str] = &["model_name", "target_model_name", "fairness_id", "priority"];
+const POOL: &[&str] = &["name"];
+const PLUGIN: &[&str] = &["plugin_name", "plugin_type"];
+
+/// 5 ms to one hour.
+const DURATION_BUCKETS: &[f64] = &[
+    0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0,
+    45.0, 60.0, 120.0, 180.0, 240.0, 300.0, 360.0, 480.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
+];
+/// 5 ms to two minutes, 24 bounds.
+const TTFT_BUCKETS: &[f64] = &[
+    0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 10.0, 15.0,
+    20.0, 30.0, 60.0, 120.0,
+];
+/// Half a millisecond to two seconds per token.
+const TPOT_BUCKETS: &[f64] = &[
+    0.0005, 0.00205, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0, 1.5, 2.0,
+];
+const NTPOT_BUCKETS: &[f64] = &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+/// 64 B to 1 GiB.
+const BYTES_BUCKETS: &[f64] = &[
+    64.0,
+    128.0,
+    256.0,
+    512.0,
+    1024.0,
+    2048.0,
+    4096.0,
+    8192.0,
+    16384.0,
+    32768.0,
+    65536.0,
+    131072.0,
+    262144.0,
+    524288.0,
+    1048576.0,
+    2097152.0,
+    4194304.0,
+    8388608.0,
+    16777216.0,
+    33554432.0,
+    67108864.0,
+    134217728.0,
+    268435456.0,
+    536870912.0,
+    1073741824.0,
+];
+/// 32778 is not a slip here: see the module docs.
+const TOKENS_BUCKETS: &[f64] = &[
+    1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32778.0, 65536.0,
+    131072.0, 262144.0, 524288.0, 1048576.0,
+];
+/// 100 µs to 100 ms: the picker's own work. The first four bounds are ours; a decision takes tens of
+/// microseconds and would all fall into the first bucket otherwise.
+const OWN_WORK_BUCKETS: &[f64] =
+    &[0.000005, 0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1];
+/// Own work that may include a queue.
+const PROCESSING_BUCKETS: &[f64] =
+    &[0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+const RATIO_BUCKETS: &[f64] = &[0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
+const HIT_BYTES_BUCKETS: &[f64] =
+    &[0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0, 65536.0];
+const STREAM_BUCKETS: &[f64] = &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0];
+
+macro_rules! catalog {
+    ($( $id:ident = $kind:ident $name:literal $labels:expr, $buckets:expr, $help:literal; )*) => {
+        $(
+            #[doc = $help]
+            pub const $id: Spec = Spec {
+                name: $name, help: $help, labels: $labels, kind: MetricType::$kind, buckets: $buckets,
+            };
+        )*
+        /// Every family.
+        pub const ALL: &[Spec] = &[$($id),*];
+    };
+}
+
+catalog! {
+    REQUEST_TOTAL = COUNTER "request_total" MODEL, &[], "Requests by model, target model, fairness id and priority.";
+    REQUEST_ERROR_TOTAL = COUNTER "request_error_total"
+        &["model_name", "target_model_name", "fairness_id", "priority", "error_code"], &[],
+        "Requests that ended in an error, by error code.";
+    REQUEST_DURATION = HISTOGRAM "request_duration_seconds" MODEL, DURATION_BUCKETS,
+        "Time from the request headers to the end of the response.";
+    REQUEST_SIZE = HISTOGRAM "request_size_bytes" MODEL, BYTES_BUCKETS, "Size of request bodies.";
+    RESPONSE_SIZE = HISTOGRAM "response_size_bytes" MODEL, BYTES_BUCKETS, "Size of response bodies.";
+    INPUT_TOKENS = HISTOGRAM "request_input_tokens" MODEL, TOKENS_BUCKETS, "Prompt tokens as counted by the model server.";
+    OUTPUT_TOKENS = HISTOGRAM "request_output_tokens" MODEL, TOKENS_BUCKETS, "Generated tokens as counted by the model server.";
+    CACHED_TOKENS = HISTOGRAM "request_cached_tokens" MODEL, TOKENS_BUCKETS,
+        "Prompt tokens that the model server took from its prefix cache.";
+    REQUEST_RUNNING = GAUGE "request_running" MODEL, &[], "Requests that were routed and have not ended.";
+    NTPOT = HISTOGRAM "request_ntpot_seconds" MODEL, NTPOT_BUCKETS,
+        "Request duration divided by the number of generated tokens.";
+    TTFT = HISTOGRAM "request_ttft_seconds"
+        &["model_name", "target_model_name", "fairness_id", "priority", "streaming"], TTFT_BUCKETS,
+        "Time from the request headers to the first bytes of the response body.";
+    TPOT = HISTOGRAM "request_streaming_tpot_seconds" MODEL, TPOT_BUCKETS,
+        "Mean time per generated token after the first, for streamed responses.";
+    ITL = HISTOGRAM "request_streaming_itl_seconds" MODEL, TPOT_BUCKETS,
+        "Time between successive chunks of a streamed response.";
+
+    AVERAGE_KV = GAUGE "average_kv_cache_utilization" POOL, &[],
+        "Mean share of the KV cache in use over endpoints with a fresh sample.";
+    AVERAGE_QUEUE = GAUGE "average_queue_size" POOL, &[],
+        "Mean number of waiting requests over endpoints with a fresh sample.";
+    AVERAGE_RUNNING = GAUGE "average_running_requests" POOL, &[],
+        "Mean number of running requests over endpoints with a fresh sample.";
+    STD_DEV_KV = GAUGE "std_dev_kv_cache_utilization" POOL, &[],
+        "Standard deviation of the KV cache share over endpoints with a fresh sample.";
+    STD_DEV_QUEUE = GAUGE "std_dev_queue_size" POOL, &[],
+        "Standard deviation of waiting requests over endpoints with a fresh sample.";
+    STD_DEV_RUNNING = GAUGE "std_dev_running_requests" POOL, &[],
+        "Standard deviation of running requests over endpoints with a fresh sample.";
+    READY_ENDPOINTS = GAUGE "ready_endpoints" POOL, &[], "Endpoints in the pool.";
+    ENDPOINT_QUEUE = GAUGE "per_endpoint_queue_size" &["name", "model_server_endpoint"], &[],
+        "Waiting requests of one endpoint at its last fresh sample.";
+    ENDPOINT_SAMPLES = GAUGE "endpoint_samples" &["name", "freshness"], &[],
+        "Endpoints by the freshness of their last load sample: fresh, stale or never.";
+    OLDEST_SAMPLE = GAUGE "oldest_load_sample_age_seconds" POOL, &[],
+        "Age of the oldest last load sample over the endpoints that have one.";
+
+    SCHEDULER_DURATION = HISTOGRAM "scheduler_e2e_duration_seconds" &[], OWN_WORK_BUCKETS,
+        "Time of one scheduling decision.";
+    SCHEDULER_ATTEMPTS = COUNTER "scheduler_attempts_total"
+        &["status", "target_model_name", "endpoint_name", "namespace", "port"], &[],
+        "Scheduling decisions by status and chosen endpoint.";
+    REQUEST_PROCESSING = HISTOGRAM "request_processing_duration_seconds" &[], PROCESSING_BUCKETS,
+        "Time from the request headers to our answer to the data plane.";
+    RESPONSE_PROCESSING = HISTOGRAM "response_processing_duration_seconds" &[], PROCESSING_BUCKETS,
+        "Our own time spent on the messages of one response.";
+    PLUGIN_DURATION = HISTOGRAM "plugin_duration_seconds" &["extension_point", "plugin_type", "plugin_name"], OWN_WORK_BUCKETS,
+        "Time of one call of a plugin.";
+    INFO = GAUGE "info" &["commit", "build_ref"], &[], "Build of this process; always 1.";
+    MODEL_REWRITES = COUNTER "model_rewrite_decisions_total"
+        &["model_rewrite_name", "model_name", "target_model"], &[], "Model rewrites by rule and target.";
+    POLL_ERRORS = COUNTER "datalayer_poll_errors_total" &["source_type"], &[],
+        "Failed reads of a data source, such as a metrics page that did not answer.";
+    EXTRACT_ERRORS = COUNTER "datalayer_extract_errors_total" &["source_type", "extractor_type"], &[],
+        "Answers of a data source that could not be used.";
+
+    PREFIX_SIZE = GAUGE "prefix_indexer_size" PLUGIN, &[], "Entries of the prefix index.";
+    PREFIX_HIT_RATIO = HISTOGRAM "prefix_indexer_hit_ratio" PLUGIN, RATIO_BUCKETS,
+        "Share of the prompt that the best endpoint is believed to hold, per look-up.";
+    PREFIX_HIT_BYTES = HISTOGRAM "prefix_indexer_hit_bytes" PLUGIN, HIT_BYTES_BUCKETS,
+        "Bytes of the prompt that the best endpoint is believed to hold, per look-up.";
+
+    STREAMS_IN_FLIGHT = GAUGE "extproc_streams_inflight" &[], &[], "Open ext_proc streams.";
+    STREAM_DURATION = HISTOGRAM "extproc_stream_duration_seconds" &[], STREAM_BUCKETS, "How long ext_proc streams stay open.";
+    STREAMS_TOTAL = COUNTER "extproc_streams_total" &["code"], &[], "Finished ext_proc streams by gRPC status code.";
+
+    IN_FLIGHT_REQUESTS = GAUGE "inflight_requests"
+        &["endpoint_name", "namespace", "producer_name", "fairness_id", "priority"], &[],
+        "Requests that were routed to an endpoint and have not ended.";
+    IN_FLIGHT_TOKENS = GAUGE "inflight_tokens"
+        &["endpoint_name", "namespace", "producer_name", "fairness_id", "priority"], &[],
+        "Uncached tokens that were routed to an endpoint and have not ended.";
+
+    OUTCOMES = COUNTER "request_outcome_total" &["outcome"], &[], "How requests ended; every request counts once.";
+    LOG_LINES_DROPPED = COUNTER "log_lines_dropped_total" &[], &[],
+        "Log lines that were dropped because the writer was behind.";
+    LABEL_SETS = GAUGE "request_label_sets" &[], &[], "Label sets that the request metrics hold.";
+}
