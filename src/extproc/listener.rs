@@ -18,19 +18,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
-/// How far the port has been shut.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Accepting.
-    Open,
-    /// No new connections; streams may end.
-    GoAway,
-    /// Whatever is left is closed.
-    Closed,
-}
+use crate::lifecycle::drain::{DrainWatcher, Step};
+
+/// What a connection gets to close its streams once the drain forces them.
+const AFTER_FORCE: Duration = Duration::from_secs(1);
 
 /// Bounds of the port.
 #[derive(Clone, Copy, Debug)]
@@ -65,26 +58,26 @@ pub trait Serve: Clone + Send + Sync + 'static {
     fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<tonic::body::Body>> + Send;
 }
 
-/// Accepts until `phase` leaves [`Phase::Open`], then waits for the connections to end or for
-/// [`Phase::Closed`].
+/// Accepts until the drain refuses, then tells every connection to go away and waits until they have
+/// ended; once the drain forces, they are closed.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
     limits: Limits,
     service: impl Serve,
-    mut phase: watch::Receiver<Phase>,
+    drain: DrainWatcher,
 ) {
     let slots = Arc::new(tokio::sync::Semaphore::new(limits.max_connections));
     let (ended, mut all_ended) = tokio::sync::mpsc::channel::<Infallible>(1);
     loop {
         let permit = tokio::select! {
             biased;
-            () = left_open(&mut phase) => break,
+            () = drain.refusing() => break,
             permit = Arc::clone(&slots).acquire_owned() => permit,
         };
         let accepted = tokio::select! {
             biased;
-            () = left_open(&mut phase) => break,
+            () = drain.refusing() => break,
             accepted = listener.accept() => accepted,
         };
         let stream = match accepted {
@@ -96,9 +89,9 @@ pub async fn serve(
                 continue;
             }
         };
-        let (tls, service, phase, ended) = (tls.clone(), service.clone(), phase.clone(), ended.clone());
+        let (tls, service, drain, ended) = (tls.clone(), service.clone(), drain.clone(), ended.clone());
         tokio::spawn(async move {
-            connection(stream, tls, limits, service, phase).await;
+            connection(stream, tls, limits, service, drain).await;
             drop((permit, ended));
         });
     }
@@ -108,28 +101,23 @@ pub async fn serve(
     let _: Option<Infallible> = all_ended.recv().await;
 }
 
-async fn left_open(phase: &mut watch::Receiver<Phase>) {
-    // A dropped sender means the process is being torn down.
-    let _ = phase.wait_for(|p| *p > Phase::Open).await;
-}
-
 async fn connection(
     stream: TcpStream,
     tls: Option<Arc<ServerConfig>>,
     limits: Limits,
     service: impl Serve,
-    phase: watch::Receiver<Phase>,
+    drain: DrainWatcher,
 ) {
     // Without it small answers wait for the peer's delayed acknowledgement (40 ms).
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot set TCP_NODELAY");
     }
     match tls {
-        None => drive(stream, limits, service, phase).await,
+        None => drive(stream, limits, service, drain).await,
         Some(config) => {
             let handshake = TlsAcceptor::from(config).accept(stream);
             match tokio::time::timeout(limits.handshake_timeout, handshake).await {
-                Ok(Ok(stream)) => drive(stream, limits, service, phase).await,
+                Ok(Ok(stream)) => drive(stream, limits, service, drain).await,
                 Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
                 Err(_) => tracing::debug!("TLS handshake timed out"),
             }
@@ -141,7 +129,7 @@ async fn drive(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     limits: Limits,
     service: impl Serve,
-    mut phase: watch::Receiver<Phase>,
+    drain: DrainWatcher,
 ) {
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let service = service.clone();
@@ -161,8 +149,15 @@ async fn drive(
         .keep_alive_timeout(Duration::from_secs(20));
     let connection = builder.serve_connection(TokioIo::new(io), service);
     tokio::pin!(connection);
-    let mut told = Phase::Open;
+    let mut told = Step::Serving;
     loop {
+        let next = async {
+            match told {
+                Step::Serving => drain.refusing().await,
+                Step::Refusing => drain.forced().await,
+                Step::Forcing => tokio::time::sleep(AFTER_FORCE).await,
+            }
+        };
         tokio::select! {
             result = connection.as_mut() => {
                 if let Err(error) = result {
@@ -170,13 +165,13 @@ async fn drive(
                 }
                 return;
             }
-            changed = phase.wait_for(|p| *p > told) => {
-                told = changed.map_or(Phase::Closed, |p| *p);
-                match told {
-                    Phase::Open => {}
-                    Phase::GoAway => connection.as_mut().graceful_shutdown(),
-                    Phase::Closed => return,
+            () = next => match told {
+                Step::Serving => {
+                    told = Step::Refusing;
+                    connection.as_mut().graceful_shutdown();
                 }
+                Step::Refusing => told = Step::Forcing,
+                Step::Forcing => return,
             }
         }
     }
