@@ -1,0 +1,349 @@
+//! Binds the sockets, makes the parts and hands them to tasks.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+
+use crate::admin::health::{Health, HealthServer};
+use crate::admin::{self, AdminState};
+use crate::collector::{self, PollError, SampleSink};
+use crate::config::settings::{CipherSuite, TlsVersion};
+use crate::config::{Config, DataSource};
+use crate::dialect::{self, Dialects, Wants};
+use crate::director::decisions::DecisionLog;
+use crate::director::{self, Directed, Director, NamedProducer};
+use crate::discovery::file::FileDiscovery;
+use crate::domain::node::Problems;
+use crate::domain::{Endpoint, LoadSample, Slot};
+use crate::extproc::listener::{self, Limits};
+use crate::extproc::tls::{CertificateHolder, MinVersion, TlsSettings, server_config};
+use crate::extproc::{self, CONTROL_HEADERS, ExtProc, ExtProcServer};
+use crate::lifecycle::clock::Clock;
+use crate::lifecycle::drain::{self, DrainWatcher};
+use crate::lifecycle::ready::Readiness;
+use crate::lifecycle::task::{self, Spawner};
+use crate::lifecycle::watch_file::{Contents, read_all};
+use crate::pool::Pool;
+use crate::scheduling::params::Params;
+use crate::scheduling::plugin::{Commit, Metric, Need, SignalKind};
+use crate::telemetry::metrics::family::Count;
+use crate::telemetry::metrics::{Metrics, MetricsOptions};
+
+use super::grpc::Services;
+use super::{Addresses, App, Environment, Listeners, files};
+
+/// What `run` hands to tasks.
+pub(super) struct Parts {
+    ext_proc: ExtProcServer<Directed>,
+    health: HealthServer,
+    admin: Arc<AdminState>,
+    tls: Option<Arc<ServerConfig>>,
+    certificate: Option<(PathBuf, Arc<CertificateHolder>)>,
+    pool: Arc<Pool>,
+    collector: Option<Collection>,
+    endpoints: Option<(PathBuf, Contents)>,
+    clock: Arc<dyn Clock>,
+}
+
+/// The collector's settings and where its samples go.
+struct Collection {
+    settings: collector::Settings,
+    sink: Arc<PoolSink>,
+}
+
+/// Passes samples on to the pool.
+struct PoolSink {
+    pool: Arc<Pool>,
+    errors: Arc<Count>,
+}
+
+impl SampleSink for PoolSink {
+    fn report(&self, slot: Slot, generation: u64, sample: LoadSample) {
+        self.pool.report(slot, generation, &sample);
+    }
+
+    fn poll_failed(&self, _: Slot, _: u64, _: PollError) {
+        self.errors.inc();
+    }
+}
+
+/// Binds every socket and makes every part; nothing is served yet. Must run inside a runtime.
+///
+/// # Errors
+/// A port that is taken, certificate files that cannot be used, an endpoints file that cannot be used.
+pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Clock>) -> anyhow::Result<App> {
+    let settings = &config.settings;
+    let grpc = bind(environment.bind, settings.ports.grpc, "--grpc-port").await?;
+    let health_listener = bind(environment.bind, settings.ports.health, "--grpc-health-port").await?;
+    let metrics_listener = bind(environment.bind, settings.ports.metrics, "--metrics-port").await?;
+    let addresses = Addresses {
+        grpc: grpc.local_addr()?,
+        health: health_listener.local_addr()?,
+        metrics: metrics_listener.local_addr()?,
+    };
+
+    let (drain_trigger, drain_watcher) = drain::channel();
+    let (spawner, supervisor) = task::supervisor();
+    let readiness = Readiness::new();
+    let pool_synced = readiness.block("pool");
+
+    let metrics = Metrics::with_options(MetricsOptions {
+        grpc_stream_metrics: settings.metrics.stream_metrics,
+        ..MetricsOptions::default()
+    });
+    let commits: Vec<Arc<dyn Commit>> = config.commits.iter().map(|(_, commit)| Arc::clone(commit)).collect();
+    let learners = commits.clone();
+    let forget = move |endpoint: &Endpoint| {
+        for commit in &learners {
+            commit.endpoint_removed(endpoint);
+        }
+    };
+    let pool = Arc::new(Pool::new(
+        config.pool.clone(),
+        settings.intervals.staleness,
+        Arc::clone(&clock),
+        Box::new(forget),
+    ));
+
+    let endpoints = endpoints(&config, &pool).await?;
+    pool_synced.ready();
+
+    let director = Arc::new(Director::new(parts_of(&config, &environment, commits, &pool, &metrics, &clock)));
+    observe(&config, &metrics, &pool, &clock);
+
+    let (tls, certificate) = tls(&config)?;
+    let ext_proc = ExtProc::new(Arc::new(Directed(Arc::clone(&director))), edge(&config), drain_watcher);
+    let health = Health::new(readiness.clone()).into_server();
+    let admin = Arc::new(admin_state(&config, &metrics, &readiness, &director));
+    let collector = collection(&config, &pool, &metrics)?;
+    let (drain_time, grace) = (settings.intervals.drain, environment.grace);
+    let parts = Parts {
+        ext_proc: ext_proc.into_server(),
+        health,
+        admin,
+        tls,
+        certificate,
+        pool: Arc::clone(&pool),
+        collector,
+        endpoints,
+        clock,
+    };
+    let listeners = Listeners { grpc, health: health_listener, metrics: metrics_listener };
+    Ok(App {
+        addresses,
+        pool,
+        director,
+        metrics,
+        readiness,
+        listeners,
+        parts,
+        spawner,
+        supervisor,
+        drain: drain_trigger,
+        drain_time,
+        grace,
+    })
+}
+
+impl Parts {
+    /// Starts every task.
+    pub(super) fn spawn(self, listeners: Listeners, spawner: &Spawner, drain: &DrainWatcher) {
+        let services = Services { ext_proc: self.ext_proc, health: self.health.clone() };
+        let ext_proc = listener::serve(listeners.grpc, self.tls, Limits::default(), services, drain.clone());
+        let refused = drain.clone();
+        spawner.critical("ext_proc listener", async move {
+            ext_proc.await;
+            // It ends by itself only when the drain told it to; the process follows.
+            refused.forced().await;
+            std::future::pending().await
+        });
+        spawner.critical("health listener", admin::health::serve(listeners.health, self.health, drain.clone()));
+        spawner.critical("admin listener", admin::serve(listeners.metrics, self.admin, drain.clone()));
+        let pool = Arc::clone(&self.pool);
+        spawner.critical("sample publisher", async move {
+            pool.publish_samples().await;
+            Ok(())
+        });
+        if let Some(Collection { settings, sink }) = self.collector {
+            let (topology, clock, drain) = (self.pool.topology(), self.clock, drain.clone());
+            spawner.spawn("collector", async move {
+                let stop = async move { drain.forced().await };
+                collector::run(settings, topology, sink, clock, stop).await;
+                Ok(())
+            });
+        }
+        if let Some((path, first)) = self.endpoints {
+            spawner.spawn("endpoints file", files::follow_endpoints(path, first, self.pool));
+        }
+        if let Some((folder, holder)) = self.certificate {
+            spawner.spawn("certificate files", files::follow_certificate(folder, holder));
+        }
+    }
+}
+
+async fn bind(ip: std::net::IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {
+    let wanted = SocketAddr::new(ip, port);
+    let bound = match TcpListener::bind(wanted).await {
+        // Hosts without IPv6 cannot bind the dual-stack wildcard.
+        Err(error) if ip == Ipv6Addr::UNSPECIFIED && error.kind() != std::io::ErrorKind::AddrInUse => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await
+        }
+        bound => bound,
+    };
+    bound.with_context(|| format!("{flag}: cannot listen on {wanted}; is another process using the port?"))
+}
+
+/// Fills the pool from the discovery that the configuration names. The path is returned if it is to
+/// be followed.
+async fn endpoints(config: &Config, pool: &Pool) -> anyhow::Result<Option<(PathBuf, Contents)>> {
+    let Some(declared) = &config.discovery else { return Ok(None) };
+    let mut problems = Problems::default();
+    let params = FileDiscovery::decode_fields(declared.parameters.as_ref(), &declared.path, &mut problems);
+    let path = PathBuf::from(&params.path);
+    let contents = read_all(std::slice::from_ref(&path), crate::discovery::file::MAX_FILE).await?;
+    pool.replace(files::endpoints(&path, &contents[0])?);
+    Ok(params.watch_file.then_some((path, contents)))
+}
+
+fn parts_of(
+    config: &Config,
+    environment: &Environment,
+    commits: Vec<Arc<dyn Commit>>,
+    pool: &Arc<Pool>,
+    metrics: &Arc<Metrics>,
+    clock: &Arc<dyn Clock>,
+) -> director::Parts {
+    let settings = &config.settings;
+    let producers = config.producers.iter().map(|p| NamedProducer {
+        name: Arc::clone(&p.name),
+        kind: p.kind,
+        producer: Arc::clone(&p.producer),
+    });
+    let parsers = config.parsers.iter().filter_map(|parser| {
+        dialect::TABLE.iter().find(|row| row.about.kind == parser.kind).map(|row| (row.make)())
+    });
+    director::Parts {
+        pool: Arc::clone(pool),
+        scheduler: config.scheduler.clone(),
+        producers: producers.collect(),
+        prefix_producers: prefix_producers(config),
+        commits,
+        dialects: Dialects::new(parsers.collect()),
+        metrics: Arc::clone(metrics),
+        clock: Arc::clone(clock),
+        decisions: Arc::new(DecisionLog::new(settings.limits.debug_decisions)),
+        settings: director::Settings {
+            wants: Wants { prompts: config.registry.needs(&Need::Prompts) },
+            reads_usage: settings.token_metrics || config.registry.needs(&Need::Usage),
+            ignore_subset: settings.disable_subset_filter,
+            emit_scores: settings.emit_scores,
+            access_log: settings.logging.access_log,
+            seed: environment.seed,
+        },
+    }
+}
+
+fn prefix_producers(config: &Config) -> Vec<(Arc<str>, &'static str)> {
+    let kind = |name: &Arc<str>| config.producers.iter().find(|p| p.name == *name).map_or("", |p| p.kind);
+    config.registry.producers(SignalKind::Prefix).map(|name| (Arc::clone(name), kind(name))).collect()
+}
+
+/// Connects the page to the state it shows.
+fn observe(config: &Config, metrics: &Arc<Metrics>, pool: &Arc<Pool>, clock: &Arc<dyn Clock>) {
+    let in_flight = config.registry.producers(SignalKind::InFlight).next().map(ToString::to_string);
+    let shown = Arc::clone(pool);
+    metrics.watch_pool(Arc::clone(clock), in_flight, move || shown.snapshot().clone());
+    let producers = config.producers.clone();
+    metrics.watch_prefix_size(move || {
+        producers
+            .iter()
+            .filter_map(|p| Some((p.name.to_string(), p.kind.to_owned(), p.producer.size()?)))
+            .collect()
+    });
+}
+
+fn admin_state(config: &Config, metrics: &Arc<Metrics>, readiness: &Readiness, director: &Arc<Director>) -> AdminState {
+    let rendered = config.render().to_owned();
+    let producers = config.producers.clone();
+    let decisions = Arc::clone(&director.parts().decisions);
+    AdminState::new(Arc::clone(metrics), readiness.clone())
+        .with_config(move || rendered.clone())
+        .with_plugins(move || {
+            let states = producers.iter().filter_map(|p| Some((p.name.to_string(), p.producer.debug_state()?)));
+            serde_json::Value::Object(states.collect()).to_string()
+        })
+        .with_decisions(move || decisions.to_json().to_string())
+}
+
+/// Settings of the ext_proc edge.
+fn edge(config: &Config) -> extproc::Settings {
+    let settings = &config.settings;
+    let bytes = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    let defaults = extproc::Settings::default();
+    let max_request_body = bytes(settings.limits.request_body);
+    extproc::Settings {
+        max_request_body,
+        max_message: settings.limits.grpc_receive.map_or(max_request_body.saturating_add(1 << 20), bytes),
+        remove_request_headers: if settings.strip_control_headers {
+            CONTROL_HEADERS.map(String::from).to_vec()
+        } else {
+            Vec::new()
+        },
+        mark_responses: settings.debug_response_header,
+        ..defaults
+    }
+}
+
+type Tls = (Option<Arc<ServerConfig>>, Option<(PathBuf, Arc<CertificateHolder>)>);
+
+fn tls(config: &Config) -> anyhow::Result<Tls> {
+    let tls = &config.settings.tls;
+    if !tls.enabled {
+        return Ok((None, None));
+    }
+    let (server, holder) = server_config(&TlsSettings {
+        cert_path: tls.cert_path.clone(),
+        min_version: match tls.min_version {
+            TlsVersion::Tls12 => MinVersion::Tls12,
+            TlsVersion::Tls13 => MinVersion::Tls13,
+        },
+        cipher_suites: tls.cipher_suites.iter().map(CipherSuite::to_string).collect(),
+    })?;
+    let followed = tls.cert_path.clone().filter(|_| tls.reload).map(|folder| (folder, holder));
+    Ok((Some(server), followed))
+}
+
+/// The collector, if any plugin reads metrics.
+fn collection(config: &Config, pool: &Arc<Pool>, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collection>> {
+    let wanted: std::collections::BTreeSet<Metric> = config
+        .registry
+        .needs
+        .keys()
+        .filter_map(|need| if let Need::Metric(metric) = need { Some(metric.clone()) } else { None })
+        .collect();
+    let Some(DataSource { source, extractors }) = config.sources.first().filter(|_| !wanted.is_empty()) else {
+        return Ok(None);
+    };
+    // The parameters were checked when the configuration was resolved.
+    let mut problems = Problems::default();
+    let source_params = collector::decode_source(source.parameters.as_ref(), &source.path, &mut problems);
+    let extractor = extractors.first();
+    let extractor_params = collector::decode_extractor(
+        extractor.and_then(|e| e.parameters.as_ref()),
+        extractor.map_or("", |e| &e.path),
+        &mut problems,
+    );
+    if let Some(problem) = problems.errors.first() {
+        anyhow::bail!("{}: {problem}", config.file);
+    }
+    let mut settings = collector::Settings::resolve(&source_params, &extractor_params, wanted);
+    if source_params.interval.is_none() {
+        settings.interval = config.settings.intervals.refresh_metrics;
+    }
+    let errors = metrics.poll_errors(source.kind);
+    Ok(Some(Collection { settings, sink: Arc::new(PoolSink { pool: Arc::clone(pool), errors }) }))
+}

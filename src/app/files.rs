@@ -1,0 +1,63 @@
+//! Tasks that follow files: the endpoints file and the certificate folder.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::config;
+use crate::discovery::file::{self, MAX_FILE};
+use crate::domain::EndpointSpec;
+use crate::domain::node::Problems;
+use crate::extproc::tls::CertificateHolder;
+use crate::lifecycle::watch_file::{Contents, FileWatcher, WatchOptions};
+use crate::pool::Pool;
+
+/// Reads an endpoints file.
+///
+/// # Errors
+/// Every problem of the file, one per line, as `file:line:column: path: message`.
+pub fn endpoints(path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<EndpointSpec>> {
+    let mut problems = Problems::default();
+    let specs = config::yaml::read(bytes, &mut problems).map(|node| file::decode(&node, &mut problems)).unwrap_or_default();
+    if problems.errors.is_empty() {
+        return Ok(specs);
+    }
+    let name = path.display().to_string();
+    let lines: Vec<String> = problems.errors.iter().map(|p| config::error::line(&name, p)).collect();
+    Err(anyhow::anyhow!(lines.join("\n")))
+}
+
+/// Follows the endpoints file; a broken one changes nothing and is logged.
+pub async fn follow_endpoints(path: PathBuf, first: Contents, pool: Arc<Pool>) -> anyhow::Result<()> {
+    let options = WatchOptions { max_bytes: MAX_FILE, ..WatchOptions::default() };
+    let mut watcher = FileWatcher::starting_from(vec![path.clone()], options, first);
+    loop {
+        let read = watcher.changed().await.map_err(anyhow::Error::from);
+        match read.and_then(|contents| endpoints(&path, &contents[0])) {
+            Ok(specs) => {
+                tracing::info!(file = %path.display(), endpoints = specs.len(), "endpoints file read");
+                pool.replace(specs);
+            }
+            Err(error) => {
+                tracing::error!(file = %path.display(), error = %error, "endpoints file not usable: keeping the last good one");
+            }
+        }
+    }
+}
+
+/// Follows the certificate folder; a broken pair changes nothing and is logged.
+pub async fn follow_certificate(folder: PathBuf, holder: Arc<CertificateHolder>) -> anyhow::Result<()> {
+    let paths = vec![folder.join("tls.crt"), folder.join("tls.key")];
+    let mut watcher = FileWatcher::new(paths, WatchOptions::default());
+    loop {
+        let result = match watcher.changed().await {
+            Ok(_) => holder.reload(&folder),
+            Err(error) => Err(error.into()),
+        };
+        match result {
+            Ok(()) => tracing::info!(folder = %folder.display(), "certificate reloaded"),
+            Err(error) => {
+                tracing::error!(folder = %folder.display(), error = format!("{error:#}"), "certificate not usable: keeping the last good one");
+            }
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! `pointsman` without a subcommand: serve until told to stop.
+//!
+//! Order: configuration (exit 64 before any port is bound), logger, sockets (exit 1), then traffic.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+
+use super::EXIT_USAGE;
+use super::flags::Start;
+use crate::app::{self, Environment};
+use crate::config::settings::{LogEncoder, Logging};
+use crate::config::{self, Config, Purpose, Tables, error};
+use crate::lifecycle::clock::{Clock, SystemClock};
+use crate::lifecycle::signal::Shutdown;
+use crate::telemetry::log::{self, Encoder, LogOptions, Verbosity};
+
+/// Exit code when the process could not start or a part of it ended by itself.
+const EXIT_FAILURE: u8 = 1;
+
+/// Serves; the result is the exit code.
+pub fn run(start: Start, tables: &Tables, err: &mut dyn Write) -> u8 {
+    let file = start.source.name();
+    let early: Vec<String> = start.warnings.iter().map(|w| error::line(&file, w)).collect();
+    let config = match config::load(&start.source, start.settings, tables, Purpose::Serve) {
+        Ok(config) => config,
+        Err(failed) => {
+            for line in failed.lines() {
+                // There is nobody to tell if standard error is closed.
+                let _ = writeln!(err, "error: {line}");
+            }
+            return EXIT_USAGE;
+        }
+    };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let logging = &config.settings.logging;
+    let (handle, _guard) = match log_options(logging).and_then(|o| Ok(log::init(o, Arc::clone(&clock))?)) {
+        Ok(made) => made,
+        Err(problem) => {
+            let _ = writeln!(err, "error: {problem:#}");
+            return EXIT_USAGE;
+        }
+    };
+    for line in early.into_iter().chain(config.warning_lines()) {
+        tracing::warn!("{line}");
+    }
+    match serve(config, clock, handle) {
+        Ok(()) => 0,
+        Err(problem) => {
+            tracing::error!(error = format!("{problem:#}"), "pointsman ends");
+            EXIT_FAILURE
+        }
+    }
+}
+
+fn log_options(logging: &Logging) -> anyhow::Result<LogOptions> {
+    let verbosity = match &logging.level {
+        Some(level) => level.parse::<Verbosity>().map_err(|e| anyhow::anyhow!("--zap-log-level: {e}"))?,
+        None => Verbosity::from_v(i64::from(logging.verbosity)),
+    };
+    let encoder = match logging.encoder {
+        LogEncoder::Json => Encoder::Json,
+        LogEncoder::Console => Encoder::Console,
+    };
+    Ok(LogOptions { encoder, verbosity })
+}
+
+fn serve(config: Config, clock: Arc<dyn Clock>, logs: log::LogHandle) -> anyhow::Result<()> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_name("pointsman");
+    if let Some(threads) = config.settings.limits.worker_threads {
+        builder.worker_threads(threads);
+    }
+    builder.build().context("cannot start the runtime")?.block_on(async {
+        let mut shutdown = Shutdown::install().context("cannot listen for signals")?;
+        let app = app::build(config, Environment::default(), clock).await?;
+        app.metrics.watch_dropped_log_lines(move || logs.dropped_lines());
+        let stop = async {
+            let signal = shutdown.recv().await;
+            tracing::info!(signal, "told to stop");
+        };
+        app.run(stop).await.map(|_| ())
+    })
+}
