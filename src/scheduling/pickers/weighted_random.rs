@@ -48,8 +48,7 @@ struct WeightedRandom {
 
 /// A total as a weight. In f64 the sum of any number of finite f32 weights stays finite.
 fn weight(total: f32) -> f64 {
-    // `max` also turns NaN into zero.
-    f64::from(total.max(0.0).min(f32::MAX))
+    if total.is_nan() { 0.0 } else { f64::from(total.clamp(0.0, f32::MAX)) }
 }
 
 impl Picker for WeightedRandom {

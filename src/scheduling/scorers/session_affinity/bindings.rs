@@ -100,7 +100,7 @@ impl Bindings {
     }
 
     /// Bindings held, among them those that have outlived their time but not yet been dropped.
-    pub fn len(&self) -> usize {
+    pub fn held(&self) -> usize {
         self.shards.iter().map(|s| s.lock()).map(|s| s.young.len() + s.old.len()).sum()
     }
 }
@@ -139,11 +139,11 @@ mod tests {
         let endpoint = scene.snapshot.topology.endpoints().next().unwrap();
         let bindings = Bindings::new(TTL, 1_000_000);
         (0..5_000).for_each(|i| bindings.put(&format!("s{i}"), endpoint, at(1)));
-        assert_eq!(bindings.len(), 5_000);
+        assert_eq!(bindings.held(), 5_000);
         for round in 1..=2 {
             (0..5_000).for_each(|i| bindings.put(&format!("r{round}-{}", i % 500), endpoint, at(1 + round * 301)));
         }
-        assert!(bindings.len() <= 1_000, "{}", bindings.len());
+        assert!(bindings.held() <= 1_000, "{}", bindings.held());
     }
 
     #[test]
@@ -155,10 +155,10 @@ mod tests {
             for i in 0..40_000 {
                 bindings.put(&format!("s{i}"), endpoint, at(1));
                 if i % 5_000 == 0 {
-                    assert!(bindings.len() <= 6_400);
+                    assert!(bindings.held() <= 6_400);
                 }
             }
-            assert!((3_200..=6_400).contains(&bindings.len()));
+            assert!((3_200..=6_400).contains(&bindings.held()));
             // Shards fill unevenly, so stay well inside the younger half.
             let kept = (38_000..40_000).filter(|i| bindings.get(&format!("s{i}"), at(1)).is_some()).count();
             assert!(kept > 1_950, "{kept}");
