@@ -1,1 +1,18 @@
-//! (to be written)
+//! Per-request facts about endpoints, and what is learnt from each choice to find them next time.
+//!
+//! A producer runs before scheduling and only reads shared state; the same plugin usually implements
+//! [`Commit`](crate::scheduling::plugin::Commit), which writes it. Consumers address a producer's
+//! facts by ordinal (see [`crate::domain::signals`]).
+
+pub mod in_flight;
+pub mod session_id;
+
+use crate::scheduling::plugin::Row;
+
+/// Every producer that a configuration can name, in the order in which the reference lists them.
+pub const TABLE: &[Row] = &[
+    // token_estimate::ROW,
+    // approx_prefix::ROW,
+    in_flight::ROW,
+    session_id::ROW,
+];

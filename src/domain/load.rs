@@ -143,6 +143,16 @@ impl LoadTable {
             }
         }
     }
+
+    /// Whether the endpoint's sample is fresh at `now`; [`freshness`](Self::freshness) without the
+    /// age, for loops over many endpoints.
+    #[inline]
+    pub fn is_fresh(&self, slot: Slot, now: Timestamp) -> bool {
+        match self.taken_at.get(slot.index()) {
+            Some(Some(at)) => now <= at.plus(self.stale_after),
+            _ => false,
+        }
+    }
 }
 
 fn finite(value: Option<f32>) -> f32 {
@@ -177,6 +187,9 @@ mod tests {
         let at = |ms| table.freshness(Slot(5), Timestamp::from_millis(ms));
         assert_eq!(at(3_000), Freshness::Fresh(Duration::from_secs(2)));
         assert_eq!(at(3_001), Freshness::Stale(Duration::from_millis(2_001)));
+        let fresh = |slot, ms| table.is_fresh(Slot(slot), Timestamp::from_millis(ms));
+        assert_eq!((fresh(5, 0), fresh(5, 3_000), fresh(5, 3_001)), (true, true, false));
+        assert_eq!((fresh(4, 0), fresh(900, 0)), (false, false));
         table.clear(Slot(5));
         assert_eq!(table.freshness(Slot(5), Timestamp::from_millis(3_000)), Freshness::Never);
     }
