@@ -1,1 +1,4 @@
 //! (to be written)
+
+pub mod approx_prefix;
+pub mod token_estimate;
