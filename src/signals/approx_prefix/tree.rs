@@ -79,10 +79,6 @@ impl Node {
     fn position(&self, slot: u32) -> Result<usize, usize> {
         self.holders.binary_search_by_key(&slot, |h| h.slot)
     }
-
-    fn holder(&self, slot: u32) -> Option<&Holder> {
-        self.position(slot).ok().map(|i| &self.holders[i])
-    }
 }
 
 /// What one endpoint holds in this tree.

@@ -58,7 +58,8 @@ impl Tree {
                 if node.parent != NIL {
                     *kids.entry((node.parent, holder.slot)).or_default() += 1;
                     let parent = &self.nodes[node.parent as usize];
-                    let above = parent.holder(holder.slot).expect("holdings are closed under prefixes");
+                    let above = parent.position(holder.slot).expect("holdings are closed under prefixes");
+                    let above = &parent.holders[above];
                     assert_eq!(above.held as usize, parent.run.len());
                     assert!(above.tick >= holder.tick, "a child was used after its parent");
                 }
