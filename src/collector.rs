@@ -1,2 +1,4 @@
 //! wip
+pub mod mapping;
 pub mod parse;
+pub mod reading;
