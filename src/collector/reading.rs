@@ -225,7 +225,7 @@ impl Values {
             return;
         }
         let (running, waiting) = &mut self.scratch;
-        let mut copy = |label: &str, into: &mut String| match labels.get(label) {
+        let copy = |label: &str, into: &mut String| match labels.get(label) {
             Some(value) => value.copy_to(into),
             None => {
                 into.clear();
