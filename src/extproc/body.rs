@@ -138,6 +138,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
         #[test]
         fn nothing_is_lost_and_no_piece_is_too_large(lens in prop::collection::vec(0_usize..150_000, 0..5)) {
             let parts: Vec<Bytes> = lens

@@ -212,7 +212,7 @@ fn modes() -> impl Strategy<Value = Option<Modes>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(3000))]
+    #![proptest_config(ProptestConfig::with_cases(1500))]
 
     #[test]
     fn every_order_of_events_keeps_the_contract(
