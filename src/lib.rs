@@ -20,6 +20,7 @@ pub mod extproc;
 
 pub mod admin;
 pub mod lifecycle;
+pub mod pb;
 
 pub mod app;
 pub mod cli;

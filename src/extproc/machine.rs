@@ -1,0 +1,682 @@
+//! The ext_proc protocol of one stream as a state machine without I/O: [`Event`] in, [`Action`]s out.
+//!
+//! It is defined for every order of events. What it promises, whatever comes in:
+//!
+//! * replies obey the contract of Envoy 1.40 (protocol 3.2): per direction headers, then body pieces, then one
+//!   end (a last piece, or trailers); nothing after an immediate reply or after the close;
+//! * a request body that was taken is given back in full or refused with an immediate reply, and the stream never
+//!   ends OK in mid-body;
+//! * [`Action::Decide`] comes at most once, [`Action::End`] exactly once (at the latest on [`Event::Dropped`]),
+//!   [`Action::Close`] at most once and last.
+//!
+//! The two directions are two small enums, because a data plane may answer the client itself in the middle of
+//! the request body, or before it ever sent us the request.
+//!
+//! Modes: requests FULL_DUPLEX_STREAMED or BUFFERED, responses these or NONE; without a
+//! `protocol_config` duplex is assumed. Everything else is refused at once, with the fix in the message.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use smallvec::SmallVec;
+
+use super::body::{self, Collected};
+use super::exchange::{CompleteRequest, Route, SetHeader};
+use super::subset::SubsetHint;
+use crate::domain::{Headers, Outcome, Rejection, RejectionReason};
+
+/// How bodies are sent to us: Envoy's `ProcessingMode.BodySendMode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyMode {
+    /// No body messages.
+    None,
+    /// The whole body in one message; answered by one message.
+    Buffered,
+    /// Chunks in, any number of chunks back.
+    FullDuplex,
+    /// A mode that cannot carry a pick made from the body.
+    Unsupported(i32),
+}
+
+impl BodyMode {
+    /// From the wire's number.
+    pub const fn from_wire(number: i32) -> Self {
+        match number {
+            0 => Self::None,
+            2 => Self::Buffered,
+            4 => Self::FullDuplex,
+            other => Self::Unsupported(other),
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::None => "NONE",
+            Self::Buffered => "BUFFERED",
+            Self::FullDuplex => "FULL_DUPLEX_STREAMED",
+            Self::Unsupported(1) => "STREAMED",
+            Self::Unsupported(3) => "BUFFERED_PARTIAL",
+            Self::Unsupported(5) => "GRPC",
+            Self::Unsupported(_) => "(unknown)",
+        }
+    }
+}
+
+/// The modes of a stream, told by its first message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Modes {
+    /// Request bodies.
+    pub request: BodyMode,
+    /// Response bodies.
+    pub response: BodyMode,
+}
+
+/// One message of the data plane.
+#[derive(Clone, Debug)]
+pub struct Message {
+    /// What it carries.
+    pub part: Part,
+    /// `protocol_config`, if present; looked at on the first message only.
+    pub modes: Option<Modes>,
+    /// The subset hint, if this message carries one; the first one counts.
+    pub subset: Option<SubsetHint>,
+}
+
+impl From<Part> for Message {
+    fn from(part: Part) -> Self {
+        Self { part, modes: None, subset: None }
+    }
+}
+
+/// The part of the HTTP exchange that a message carries.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// Request headers; `end` if no body follows.
+    RequestHeaders { headers: Headers, end: bool },
+    /// A piece of the request body.
+    RequestBody { chunk: Bytes, end: bool },
+    /// Request trailers: the end of the request.
+    RequestTrailers,
+    /// Response headers; `served` is the endpoint that answered, if reported.
+    ResponseHeaders { headers: Headers, served: Option<Box<str>>, end: bool },
+    /// A piece of the response body.
+    ResponseBody { chunk: Bytes, end: bool },
+    /// Response trailers: the end of the response.
+    ResponseTrailers,
+    /// Something that needs no answer (flow-control messages of newer data planes).
+    Other,
+}
+
+/// What can happen to a stream.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The data plane sent a message.
+    Message(Message),
+    /// The answer to [`Action::Decide`].
+    Decided(Result<Route, Rejection>),
+    /// The data plane will send no more but may still read.
+    HalfClosed,
+    /// Reading failed.
+    Failed(ReadFailure),
+    /// The process stops and waits no longer.
+    Stop,
+    /// Our code failed (a panic was caught).
+    Fault,
+    /// The stream is gone; nothing can be sent.
+    Dropped,
+}
+
+/// Why reading from the data plane failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadFailure {
+    /// The stream or connection was reset: also the normal end of an exchange with Envoy.
+    Disconnected,
+    /// A message above the decode limit (bytes).
+    TooLarge { limit: u64 },
+    /// A message that does not decode.
+    Malformed,
+}
+
+/// What the caller must do, in this order.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Decide and come back with [`Event::Decided`]; always the last action of an event.
+    Decide(Box<CompleteRequest>),
+    /// Show the response headers to the exchange and send [`Reply::ResponseHeaders`] with what it adds.
+    AnswerResponseHeaders { status: u16, headers: Headers, served: Option<Box<str>>, end: bool },
+    /// Show a piece of the response body to the exchange.
+    ObserveResponseBody { chunk: Bytes, end: bool },
+    /// Send this.
+    Reply(Reply),
+    /// Tell the exchange how it ended.
+    End(Outcome),
+    /// Send nothing more and end the stream.
+    Close(Close),
+}
+
+/// How a stream ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// Status OK.
+    Ok,
+    /// Status UNAVAILABLE: we are stopping in the middle of a response.
+    Unavailable,
+    /// Status CANCELLED: the peer went away in the middle of a response.
+    Cancelled,
+    /// Status INTERNAL, with what went wrong.
+    Internal(&'static str),
+}
+
+/// One message to the data plane, in domain terms; `respond` writes it.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// Continue without changes (BUFFERED: the pick follows with the body).
+    RequestHeadersPass,
+    /// The pick.
+    RequestHeaders(Box<Answer>),
+    /// A piece of the request body given back.
+    RequestBody { piece: Bytes, end: bool },
+    /// BUFFERED: the pick, and the new body if it was rewritten.
+    RequestBodyWhole { answer: Box<Answer>, replaced: Option<Bytes> },
+    /// BUFFERED: continue with the body as it is.
+    RequestBodyPass,
+    /// Continue with the request trailers.
+    RequestTrailers,
+    /// Response headers with additions.
+    ResponseHeaders(Vec<SetHeader>),
+    /// A piece of the response body given back.
+    ResponseBody { piece: Bytes, end: bool },
+    /// BUFFERED: continue with the response body as it is.
+    ResponseBodyPass,
+    /// Continue with the response trailers.
+    ResponseTrailers,
+    /// Refuse: the client gets this instead.
+    Immediate(Rejection),
+}
+
+/// What is written on the request when it is routed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// The destination, for the header and the metadata.
+    pub destination: Box<str>,
+    /// Further headers to set.
+    pub set_headers: Vec<SetHeader>,
+    /// Size of the body that goes upstream; `None` for requests without one.
+    pub content_length: Option<usize>,
+    /// Headers to remove: control headers that came with the request.
+    pub remove_headers: SmallVec<[Bytes; 2]>,
+    /// Scores for the metadata.
+    pub scores: Vec<(Box<str>, f64)>,
+}
+
+/// Limits and habits that all streams share.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    /// Largest request body, in bytes.
+    pub max_request_body: usize,
+    /// Names (lower case) of the request headers that are removed on the way to the model server.
+    pub remove_request_headers: Vec<Bytes>,
+}
+
+/// The state of the request direction.
+#[derive(Debug)]
+enum Request {
+    /// Nothing came yet.
+    Waiting,
+    /// Headers came; the body is being collected.
+    Collecting { headers: Headers, body: Collected },
+    /// Complete; the decision is out.
+    Deciding { ending: Ending, body: Bytes, has_body: bool, remove: SmallVec<[Bytes; 2]> },
+    /// Given back in full.
+    Done { trailers_open: bool },
+    /// A response came before the request was complete; the rest of the request is ignored.
+    Abandoned { taken: bool },
+}
+
+/// What ended the request, which says where the pick is written and how the body is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Headers,
+    Body,
+    Trailers,
+    Buffered,
+}
+
+/// The state of the response direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Response {
+    Waiting,
+    /// Headers were answered; `Outcome` is what it will be if it passes to its end.
+    Streaming(Outcome),
+    Done,
+}
+
+/// One stream. Feed it with [`Machine::on`].
+#[derive(Debug)]
+pub struct Machine {
+    rules: Arc<Rules>,
+    modes: Modes,
+    /// Whether the data plane told its modes (those that do not may have no response phase).
+    told_modes: bool,
+    started: bool,
+    subset: Option<SubsetHint>,
+    request: Request,
+    response: Response,
+    /// The peer half-closed while the decision was out.
+    half_closed: bool,
+    ended: bool,
+    closed: bool,
+}
+
+type Actions = Vec<Action>;
+
+impl Machine {
+    /// A stream that nothing has happened on.
+    pub fn new(rules: Arc<Rules>) -> Self {
+        Self {
+            rules,
+            modes: Modes { request: BodyMode::FullDuplex, response: BodyMode::FullDuplex },
+            told_modes: false,
+            started: false,
+            subset: None,
+            request: Request::Waiting,
+            response: Response::Waiting,
+            half_closed: false,
+            ended: false,
+            closed: false,
+        }
+    }
+
+    /// Whether a subset hint is still of use, so that metadata is decoded only then.
+    pub fn wants_subset(&self) -> bool {
+        self.subset.is_none() && matches!(self.request, Request::Waiting | Request::Collecting { .. })
+    }
+
+    /// Takes an event and appends what must be done. After [`Action::Close`] nothing is.
+    pub fn on(&mut self, event: Event, out: &mut Actions) {
+        if self.closed {
+            return;
+        }
+        match event {
+            Event::Message(message) => self.message(message, out),
+            Event::Decided(result) => {
+                self.decided(result, out);
+                if self.half_closed && !self.closed {
+                    self.half_closed(out);
+                }
+            }
+            Event::HalfClosed => self.half_closed(out),
+            Event::Failed(failure) => self.failed(failure, out),
+            Event::Stop => self.stop(out),
+            Event::Fault => self.violation("the endpoint picker failed on this request", out),
+            Event::Dropped => {
+                self.end(self.outcome_when_gone(false), out);
+                self.closed = true;
+            }
+        }
+    }
+
+    fn message(&mut self, message: Message, out: &mut Actions) {
+        if !std::mem::replace(&mut self.started, true) {
+            self.told_modes = message.modes.is_some();
+            self.modes = message.modes.unwrap_or(self.modes);
+            if let Some(problem) = unsupported(self.modes) {
+                return self.refuse(Rejection::Internal(problem), Outcome::InternalError, out);
+            }
+        }
+        if self.wants_subset() && message.subset.is_some() {
+            self.subset = message.subset;
+        }
+        match message.part {
+            Part::RequestHeaders { headers, end } => self.request_headers(headers, end, out),
+            Part::RequestBody { chunk, end } => self.request_body(chunk, end, out),
+            Part::RequestTrailers => self.request_trailers(out),
+            Part::ResponseHeaders { headers, served, end } => self.response_headers(headers, served, end, out),
+            Part::ResponseBody { chunk, end } => self.response_body(chunk, end, out),
+            Part::ResponseTrailers => self.response_trailers(out),
+            Part::Other => {}
+        }
+    }
+
+    fn request_headers(&mut self, headers: Headers, end: bool, out: &mut Actions) {
+        if !matches!(self.request, Request::Waiting) {
+            return self.violation("request headers came at the wrong time", out);
+        }
+        if end {
+            return self.complete(headers, Collected::default(), Ending::Headers, out);
+        }
+        if self.modes.request == BodyMode::Buffered {
+            // Envoy sends the body only after this, and waits for it 200 ms by default.
+            out.push(Action::Reply(Reply::RequestHeadersPass));
+        }
+        self.request = Request::Collecting { headers, body: Collected::default() };
+    }
+
+    fn request_body(&mut self, chunk: Bytes, end: bool, out: &mut Actions) {
+        let buffered = self.modes.request == BodyMode::Buffered;
+        match &mut self.request {
+            Request::Collecting { body, .. } => {
+                if body.len().saturating_add(chunk.len()) > self.rules.max_request_body {
+                    let limit = self.rules.max_request_body as u64;
+                    return self.refuse(Rejection::TooLarge { limit }, Outcome::Rejected, out);
+                }
+                body.push(chunk);
+                if end || buffered {
+                    let ending = if buffered { Ending::Buffered } else { Ending::Body };
+                    self.complete_collected(ending, out);
+                }
+            }
+            Request::Abandoned { .. } | Request::Done { .. } if buffered => {
+                out.push(Action::Reply(Reply::RequestBodyPass));
+            }
+            Request::Abandoned { .. } => {}
+            // A late empty end marker takes nothing and owes nothing.
+            Request::Done { .. } if chunk.is_empty() => {}
+            _ => self.violation("a request body came at the wrong time (request_header_mode must be SEND)", out),
+        }
+    }
+
+    fn request_trailers(&mut self, out: &mut Actions) {
+        let buffered = self.modes.request == BodyMode::Buffered;
+        match &mut self.request {
+            Request::Collecting { .. } if !buffered => self.complete_collected(Ending::Trailers, out),
+            Request::Done { trailers_open } if *trailers_open => {
+                *trailers_open = false;
+                out.push(Action::Reply(Reply::RequestTrailers));
+            }
+            Request::Abandoned { .. } if buffered => out.push(Action::Reply(Reply::RequestTrailers)),
+            Request::Abandoned { .. } => {}
+            _ => self.violation("request trailers came at the wrong time", out),
+        }
+    }
+
+    fn complete_collected(&mut self, ending: Ending, out: &mut Actions) {
+        if let Request::Collecting { headers, body } = std::mem::replace(&mut self.request, Request::Waiting) {
+            self.complete(headers, body, ending, out);
+        }
+    }
+
+    fn complete(&mut self, headers: Headers, body: Collected, ending: Ending, out: &mut Actions) {
+        let body = body.finish();
+        let has_body = ending != Ending::Headers;
+        let remove = self.removable(&headers);
+        self.request = Request::Deciding { ending, body: body.clone(), has_body, remove };
+        let subset = self.subset.take();
+        out.push(Action::Decide(Box::new(CompleteRequest { headers, body, has_body, subset })));
+    }
+
+    /// The configured headers that this request has, each once.
+    fn removable(&self, headers: &Headers) -> SmallVec<[Bytes; 2]> {
+        let mut found = SmallVec::new();
+        for (name, _) in headers.iter() {
+            if let Some(known) = self.rules.remove_request_headers.iter().find(|known| known.as_ref() == name)
+                && !found.contains(known)
+            {
+                found.push(known.clone());
+            }
+        }
+        found
+    }
+
+    fn decided(&mut self, result: Result<Route, Rejection>, out: &mut Actions) {
+        if !matches!(self.request, Request::Deciding { .. }) {
+            return;
+        }
+        let route = match result {
+            Ok(route) if route.destination.is_empty() => {
+                let problem = Rejection::Internal("the decision named no destination".into());
+                return self.refuse(problem, Outcome::InternalError, out);
+            }
+            Ok(route) => route,
+            Err(rejection @ Rejection::Internal(_)) => return self.refuse(rejection, Outcome::InternalError, out),
+            Err(rejection) => return self.refuse(rejection, Outcome::Rejected, out),
+        };
+        let done = Request::Done { trailers_open: false };
+        let Request::Deciding { ending, body, has_body, mut remove } = std::mem::replace(&mut self.request, done)
+        else {
+            return;
+        };
+        // Never remove what is set in the same breath: planes differ in which of the two they do first.
+        remove.retain(|name| !route.set_headers.iter().any(|(set, _)| set.as_bytes() == name.as_ref()));
+        let parts = if has_body { route.body } else { None };
+        let size = parts.as_ref().map_or(body.len(), |parts| parts.iter().map(Bytes::len).sum());
+        let answer = Box::new(Answer {
+            destination: route.destination,
+            set_headers: route.set_headers,
+            content_length: (size > 0).then_some(size),
+            remove_headers: remove,
+            scores: route.scores,
+        });
+        if ending == Ending::Buffered {
+            let replaced = parts.map(|parts| body::join(&parts));
+            self.request = Request::Done { trailers_open: true };
+            return out.push(Action::Reply(Reply::RequestBodyWhole { answer, replaced }));
+        }
+        out.push(Action::Reply(Reply::RequestHeaders(answer)));
+        let parts = parts.unwrap_or_else(|| SmallVec::from_iter([body]));
+        match ending {
+            Ending::Body => give_back(&parts, true, out, |piece, end| Reply::RequestBody { piece, end }),
+            Ending::Trailers => {
+                give_back(&parts, false, out, |piece, end| Reply::RequestBody { piece, end });
+                out.push(Action::Reply(Reply::RequestTrailers));
+            }
+            Ending::Headers | Ending::Buffered => {}
+        }
+    }
+
+    fn response_headers(&mut self, headers: Headers, served: Option<Box<str>>, end: bool, out: &mut Actions) {
+        if self.response != Response::Waiting || matches!(self.request, Request::Deciding { .. }) {
+            return self.violation("response headers came at the wrong time", out);
+        }
+        let routed = matches!(self.request, Request::Done { .. });
+        if !routed {
+            // Only the data plane itself can answer a request that was not routed yet.
+            self.request = Request::Abandoned { taken: !matches!(self.request, Request::Waiting) };
+        }
+        let status = headers.get(":status").and_then(|status| status.trim().parse().ok()).unwrap_or(0);
+        let outcome = judge(routed, status, &headers, served.as_deref());
+        out.push(Action::AnswerResponseHeaders { status, headers, served, end });
+        self.response = Response::Streaming(outcome);
+        if end {
+            self.response_complete(outcome, true, out);
+        }
+    }
+
+    fn response_body(&mut self, chunk: Bytes, end: bool, out: &mut Actions) {
+        let buffered = self.modes.response == BodyMode::Buffered;
+        match self.response {
+            Response::Streaming(outcome) if self.modes.response != BodyMode::None => {
+                if buffered {
+                    out.push(Action::Reply(Reply::ResponseBodyPass));
+                } else {
+                    let parts = std::slice::from_ref(&chunk);
+                    give_back(parts, end, out, |piece, end| Reply::ResponseBody { piece, end });
+                }
+                // BUFFERED sends one message, and trailers (if any) follow one without the end flag.
+                out.push(Action::ObserveResponseBody { chunk, end: end || buffered });
+                if end || buffered {
+                    self.response_complete(outcome, end, out);
+                }
+            }
+            Response::Done if chunk.is_empty() && !buffered => {}
+            _ => self.violation("a response body came at the wrong time", out),
+        }
+    }
+
+    fn response_trailers(&mut self, out: &mut Actions) {
+        match self.response {
+            Response::Streaming(outcome) => {
+                out.push(Action::Reply(Reply::ResponseTrailers));
+                out.push(Action::ObserveResponseBody { chunk: Bytes::new(), end: true });
+                self.response_complete(outcome, true, out);
+            }
+            // After the one body message of BUFFERED; see there.
+            Response::Done if self.modes.response == BodyMode::Buffered => {
+                out.push(Action::Reply(Reply::ResponseTrailers));
+                self.close(Close::Ok, out);
+            }
+            _ => self.violation("response trailers came at the wrong time", out),
+        }
+    }
+
+    /// The response has passed. The stream ends with it (`last`: nothing more can come) unless the request is
+    /// half taken, where an OK could be read as "go on without it": then the peer must end the stream.
+    fn response_complete(&mut self, outcome: Outcome, last: bool, out: &mut Actions) {
+        self.response = Response::Done;
+        self.end(outcome, out);
+        if last && matches!(self.request, Request::Done { .. } | Request::Abandoned { taken: false }) {
+            self.close(Close::Ok, out);
+        }
+    }
+
+    fn half_closed(&mut self, out: &mut Actions) {
+        match (&self.request, self.response) {
+            // The answer is owed: it comes with the decision.
+            (Request::Deciding { .. }, _) => self.half_closed = true,
+            (Request::Collecting { .. }, Response::Waiting) => {
+                let problem = Rejection::BadRequest("the request ended before its body was complete".into());
+                self.refuse(problem, Outcome::ClientDisconnect, out);
+            }
+            (_, Response::Streaming(_)) if self.modes.response != BodyMode::None => {
+                self.end(Outcome::ClientDisconnect, out);
+                self.close(Close::Cancelled, out);
+            }
+            _ => {
+                self.end(self.outcome_when_gone(true), out);
+                self.close(Close::Ok, out);
+            }
+        }
+    }
+
+    fn failed(&mut self, failure: ReadFailure, out: &mut Actions) {
+        match failure {
+            ReadFailure::Disconnected => {
+                self.end(self.outcome_when_gone(false), out);
+                self.close(Close::Cancelled, out);
+            }
+            ReadFailure::TooLarge { limit } if !matches!(self.request, Request::Done { .. }) => {
+                self.refuse(Rejection::TooLarge { limit }, Outcome::Rejected, out);
+            }
+            ReadFailure::TooLarge { .. } => {
+                self.violation("a message is larger than --grpc-max-recv-msg-size allows", out);
+            }
+            ReadFailure::Malformed => self.violation("a message of the data plane could not be decoded", out),
+        }
+    }
+
+    fn stop(&mut self, out: &mut Actions) {
+        match (&self.request, self.response) {
+            (_, Response::Streaming(_)) if self.modes.response != BodyMode::None => {
+                self.end(Outcome::Shutdown, out);
+                self.close(Close::Unavailable, out);
+            }
+            // Routed and given back: the response passes without us (protocol 3.11).
+            (Request::Done { .. }, _) | (_, Response::Streaming(_) | Response::Done) => {
+                let outcome = match self.outcome_when_gone(false) {
+                    Outcome::ClientDisconnect => Outcome::Shutdown,
+                    known => known,
+                };
+                self.end(outcome, out);
+                self.close(Close::Ok, out);
+            }
+            _ => self.refuse(shutting_down(), Outcome::Shutdown, out),
+        }
+    }
+
+    /// The exchange cannot go on. Before the response an immediate reply tells the client, later only the
+    /// status of the stream can.
+    fn violation(&mut self, what: &'static str, out: &mut Actions) {
+        if self.response == Response::Waiting {
+            return self.refuse(Rejection::Internal(what.into()), Outcome::InternalError, out);
+        }
+        self.end(Outcome::InternalError, out);
+        self.close(Close::Internal(what), out);
+    }
+
+    fn refuse(&mut self, rejection: Rejection, outcome: Outcome, out: &mut Actions) {
+        if self.response != Response::Waiting {
+            self.end(outcome, out);
+            return self.close(Close::Internal("the exchange cannot go on"), out);
+        }
+        out.push(Action::Reply(Reply::Immediate(rejection)));
+        self.end(outcome, out);
+        self.close(Close::Ok, out);
+    }
+
+    /// The outcome when the peer goes without a word. A routed request whose data plane has no response phase
+    /// (it said NONE, or it told no modes and half-closed in peace) is not a disconnect.
+    fn outcome_when_gone(&self, peacefully: bool) -> Outcome {
+        let told_none = self.told_modes && self.modes.response == BodyMode::None;
+        match (&self.request, self.response) {
+            (_, Response::Streaming(outcome)) if told_none => outcome,
+            (Request::Done { .. }, Response::Waiting) if told_none || (peacefully && !self.told_modes) => {
+                Outcome::RoutedOnly
+            }
+            _ => Outcome::ClientDisconnect,
+        }
+    }
+
+    fn end(&mut self, outcome: Outcome, out: &mut Actions) {
+        if !std::mem::replace(&mut self.ended, true) {
+            out.push(Action::End(outcome));
+        }
+    }
+
+    fn close(&mut self, how: Close, out: &mut Actions) {
+        self.closed = true;
+        self.request = Request::Done { trailers_open: false };
+        out.push(Action::Close(how));
+    }
+}
+
+/// The refusal while stopping.
+pub fn shutting_down() -> Rejection {
+    Rejection::ServiceUnavailable {
+        message: "the endpoint picker is shutting down".into(),
+        reason: RejectionReason::ShuttingDown,
+    }
+}
+
+/// Appends a body as pieces; `end` goes on the last one, which is empty if the body is.
+fn give_back(parts: &[Bytes], end: bool, out: &mut Actions, reply: impl Fn(Bytes, bool) -> Reply) {
+    let mut held: Option<Bytes> = None;
+    body::pieces(parts, |piece| {
+        if let Some(previous) = held.replace(piece) {
+            out.push(Action::Reply(reply(previous, false)));
+        }
+    });
+    if end || held.is_some() {
+        out.push(Action::Reply(reply(held.unwrap_or_default(), end)));
+    }
+}
+
+/// What an answer with this status is: a request that was not routed can only have been answered by the
+/// data plane; a success is always the model server's; of the failures those are the server's that carry
+/// Envoy's upstream time or come with a served endpoint.
+fn judge(routed: bool, status: u16, headers: &Headers, served: Option<&str>) -> Outcome {
+    match status {
+        _ if !routed => Outcome::LocalReply,
+        200..=299 => Outcome::Completed,
+        _ if served.is_some() || headers.get("x-envoy-upstream-service-time").is_some() => Outcome::UpstreamError,
+        _ => Outcome::LocalReply,
+    }
+}
+
+fn unsupported(modes: Modes) -> Option<String> {
+    let (direction, mode, allowed) = match modes {
+        Modes { request: mode @ (BodyMode::None | BodyMode::Unsupported(_)), .. } => {
+            ("request", mode, "FULL_DUPLEX_STREAMED or BUFFERED")
+        }
+        Modes { response: mode @ BodyMode::Unsupported(_), .. } => {
+            ("response", mode, "FULL_DUPLEX_STREAMED, BUFFERED or NONE")
+        }
+        _ => return None,
+    };
+    Some(format!(
+        "{direction}_body_mode {} is not supported: set it to {allowed} in the ext_proc filter's processing_mode",
+        mode.name()
+    ))
+}
+
+#[cfg(test)]
+mod tests;
