@@ -16,6 +16,8 @@
 
 pub mod document;
 pub mod error;
+#[cfg(test)]
+pub(crate) mod fakes;
 pub mod legacy;
 mod render;
 pub mod resolve;

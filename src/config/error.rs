@@ -25,7 +25,7 @@ impl ConfigError {
 /// One problem as `file:line:column: path: message; fix: …`. A problem of a flag has no file.
 pub fn line(file: &str, problem: &Problem) -> String {
     let Problem { at, path, message, fix } = problem;
-    let place = match (at.line, path.starts_with("--")) {
+    let place = match (at.line, path.starts_with("--") || path == "(arguments)") {
         (0, true) => String::new(),
         (0, false) => format!("{file}: "),
         (line, _) => format!("{file}:{line}:{}: ", at.column),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::plugins::Plugins;
 use crate::config::document::{Document, Placed, ProfileEntry, ProfilePlugin};
-use crate::domain::node::{Node, Position, Problems, Value, nearest};
+use crate::domain::node::{Node, Position, Problems, Value};
 use crate::scheduling::plugin::Handler;
 use crate::scheduling::profile::{NamedFilter, Profile, WeightedScorer};
 
@@ -227,14 +227,22 @@ pub(super) fn handler(profiles: usize, plugins: &mut Plugins<'_>, problems: &mut
         [] if plugins.entries().iter().any(|e| e.declared.kind.ends_with("-profile-handler")) => return None,
         [] if profiles == 1 => plugins.add(SINGLE, "there is one profile and no handler", problems)?,
         [] => {
-            let handlers: Vec<&str> =
-                plugins.tables.rows().map(|r| r.about.kind).filter(|k| k.ends_with("-handler")).collect();
-            let near = nearest("profile-handler", handlers.iter().copied()).unwrap_or(SINGLE);
+            let handlers: Vec<&str> = plugins
+                .tables
+                .rows()
+                .map(|r| r.about.kind)
+                .filter(|k| k.ends_with("-profile-handler") && *k != SINGLE)
+                .collect();
+            let fix = if handlers.is_empty() {
+                "keep one profile: this version has no handler for several".to_owned()
+            } else {
+                format!("declare one of {}", handlers.join(", "))
+            };
             problems.error(
                 Position::default(),
                 "plugins",
                 format!("there are {profiles} profiles and no profile handler to choose among them"),
-                format!("declare a profile handler, such as `{near}` (known: {})", handlers.join(", ")),
+                fix,
             );
             return None;
         }
