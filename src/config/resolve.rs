@@ -1,0 +1,266 @@
+//! A document and flags become a [`Config`]: defaults filled in, references followed, plugins built.
+//!
+//! Order of work: declare the plugins, build producers (by what they may read: tokens, sessions,
+//! prefixes, load), build the rest in the order of the file, create the default producers that
+//! somebody asked for until none is missing, then profiles, handler, parsers, data layer, saturation.
+//! Each step records problems and goes on, so that one run shows all of them; a plugin that failed
+//! to build is not reported again by those that refer to it.
+//!
+//! Where the original takes "some" plugin in map order, the first one in the file is taken.
+
+pub(super) mod layers;
+pub(super) mod plugins;
+pub(super) mod profiles;
+#[cfg(test)]
+mod tests;
+
+use super::document::Document;
+use super::render::{self, Outline};
+use super::{Config, ConfigError, Gates, NamedProducer, Settings, Tables, legacy, yaml};
+use crate::domain::PoolIdentity;
+use crate::domain::node::{Node, Position, Problems, Value, nearest};
+use crate::scheduling::scheduler::Scheduler;
+use plugins::Plugins;
+
+/// The configuration when there is none; also the first sample.
+const DEFAULT: &str = include_str!("../../config/default.yaml");
+
+/// What the result is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To run: there must be a place that endpoints come from.
+    Serve,
+    /// To look at the file alone.
+    Check,
+}
+
+/// Resolves the document in `bytes` (absent or blank: the default configuration), called `file` in
+/// messages, together with the flags.
+///
+/// # Errors
+/// Every problem found, in the order of the file.
+pub fn resolve(
+    file: &str,
+    bytes: Option<&[u8]>,
+    settings: Settings,
+    tables: &Tables,
+    purpose: Purpose,
+) -> Result<Config, ConfigError> {
+    let mut problems = Problems::default();
+    let resolved = attempt(file, bytes, settings, tables, purpose, &mut problems);
+    problems.errors.sort_by(|a, b| (a.at, &a.path).cmp(&(b.at, &b.path)));
+    problems.warnings.sort_by(|a, b| (a.at, &a.path).cmp(&(b.at, &b.path)));
+    match resolved {
+        Some(mut config) if problems.errors.is_empty() => {
+            config.warnings = problems.warnings;
+            Ok(config)
+        }
+        _ => {
+            if problems.errors.is_empty() {
+                // A plugin may only fail to build after it said why; this names it if it did not.
+                problems.error(Position::default(), "plugins", "a plugin could not be built and did not say why", "");
+            }
+            Err(ConfigError { file: file.to_owned(), errors: problems.errors, warnings: problems.warnings })
+        }
+    }
+}
+
+fn attempt(
+    file: &str,
+    bytes: Option<&[u8]>,
+    settings: Settings,
+    tables: &Tables,
+    purpose: Purpose,
+    problems: &mut Problems,
+) -> Option<Config> {
+    let mut node = read(bytes, problems)?;
+    legacy::translate(&mut node, problems);
+    let document = Document::decode(&node, problems);
+
+    let gates = gates(&document, tables, problems);
+    let mut plugins = Plugins::new(tables);
+    plugins.declare(&document, settings.allow_experimental, problems);
+    plugins.build(problems);
+
+    let profiles = profiles::resolve(&document, &mut plugins, problems);
+    let handler = profiles::handler(profiles.names.len(), &mut plugins, problems);
+    let layers = layers::resolve(&document, gates, &mut plugins, problems);
+    plugins.build_missing(problems);
+    plugins.warn_unused(problems);
+    let pool = pool(&settings, layers.discovery.is_some(), tables, purpose, problems);
+    if !problems.errors.is_empty() {
+        return None;
+    }
+
+    let parsers = layers.parsers.iter().map(|i| plugins.declared(*i)).collect();
+    let sources = layers
+        .sources
+        .iter()
+        .map(|(source, extractors)| super::DataSource {
+            source: plugins.declared(*source),
+            extractors: extractors.iter().map(|i| plugins.declared(*i)).collect(),
+        })
+        .collect();
+    let saturation = plugins.declared(layers.saturation?);
+    let discovery = layers.discovery.map(|i| plugins.declared(i));
+    let rendered = render::document(&Outline {
+        node: &node,
+        gates,
+        inject_defaults: document.data_layer.inject_defaults,
+        plugins: &plugins,
+        profiles: &profiles,
+        layers: &layers,
+    });
+    let producers = plugins
+        .producers()
+        .map(|(declared, producer)| NamedProducer { name: declared.name.clone(), kind: declared.kind, producer })
+        .collect();
+    let registry = plugins.into_registry();
+    let commits = registry.instances.iter().filter_map(|(name, b)| Some((name.clone(), b.commit.clone()?))).collect();
+    Some(Config {
+        file: file.to_owned(),
+        settings,
+        pool,
+        gates,
+        scheduler: Scheduler { profiles: profiles.profiles, handler: handler? },
+        producers,
+        commits,
+        registry,
+        parsers,
+        sources,
+        discovery,
+        saturation,
+        flow_control: document.flow_control.map(|f| f.value).unwrap_or_default(),
+        warnings: Vec::new(),
+        rendered,
+    })
+}
+
+/// The document, or the default one if nothing is written.
+fn read(bytes: Option<&[u8]>, problems: &mut Problems) -> Option<Node> {
+    let node = match bytes {
+        Some(bytes) => yaml::read(bytes, problems)?,
+        None => Node::default(),
+    };
+    if node.value != Value::Null {
+        return Some(node);
+    }
+    let mut node = yaml::read(DEFAULT.as_bytes(), problems)?;
+    forget_places(&mut node);
+    Some(node)
+}
+
+/// Values of the built-in document have no place in the operator's file.
+fn forget_places(node: &mut Node) {
+    node.at = Position::default();
+    match &mut node.value {
+        Value::Sequence(items) => items.iter_mut().for_each(forget_places),
+        Value::Mapping(entries) => {
+            for (_, at, value) in entries {
+                *at = Position::default();
+                forget_places(value);
+            }
+        }
+        _ => {}
+    }
+}
+
+const GATES: [&str; 2] = ["flowControl", "haPopulateNonLeaderDatastore"];
+
+fn gates(document: &Document, tables: &Tables, problems: &mut Problems) -> Gates {
+    let mut gates = Gates::default();
+    for gate in &document.feature_gates {
+        let (name, switch) = match gate.value.split_once('=') {
+            Some((name, switch)) => (name.trim(), switch.trim()),
+            None => (gate.value.trim(), "true"),
+        };
+        let Some(on) = go_bool(switch) else {
+            let message = format!("`{switch}` is not a boolean");
+            problems.error(gate.at, &gate.path, message, format!("write `{name}=true` or `{name}=false`"));
+            continue;
+        };
+        match name {
+            "flowControl" => {
+                if on && !tables.flow_control {
+                    problems.error(
+                        gate.at,
+                        &gate.path,
+                        "the feature gate `flowControl` is known to llm-d-router but not supported by this version",
+                        "remove it; without it requests are admitted at once",
+                    );
+                }
+                gates.flow_control = on;
+            }
+            "haPopulateNonLeaderDatastore" => gates.populate_standby = on,
+            _ => {
+                let known = GATES.join(", ");
+                let fix = match nearest(name, GATES) {
+                    Some(near) => format!("did you mean `{near}`? known: {known}"),
+                    None => format!("remove it; known: {known}"),
+                };
+                problems.error(gate.at, &gate.path, format!("unknown feature gate `{name}`"), fix);
+            }
+        }
+    }
+    gates
+}
+
+/// A boolean as Go's `strconv.ParseBool` reads it.
+pub fn go_bool(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Some(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// Checks that endpoints can come from somewhere, and names the pool.
+fn pool(
+    settings: &Settings,
+    has_discovery: bool,
+    tables: &Tables,
+    purpose: Purpose,
+    problems: &mut Problems,
+) -> PoolIdentity {
+    let pool = &settings.pool;
+    let nowhere = Position::default();
+    if has_discovery {
+        if settings.leader_election {
+            problems.warn(
+                nowhere,
+                "--ha-enable-leader-election",
+                "there is no Lease without Kubernetes: the flag has no effect with dataLayer.discovery",
+                "remove it",
+            );
+        }
+    } else if purpose == Purpose::Serve && !tables.kubernetes {
+        let written = [("--pool-name", &pool.name), ("--endpoint-selector", &pool.selector)];
+        let fix = "declare a plugin of type file-discovery and name it in dataLayer.discovery.pluginRef";
+        match written.iter().find(|(_, value)| value.is_some()) {
+            Some((flag, _)) => problems.error(
+                nowhere,
+                *flag,
+                "endpoints from Kubernetes come with a later version, and the configuration names no other source",
+                fix,
+            ),
+            None => problems.error(nowhere, "dataLayer.discovery", "nothing says where endpoints come from", fix),
+        }
+    } else if purpose == Purpose::Serve {
+        match (&pool.name, &pool.selector) {
+            (Some(_), Some(_)) => problems.error(
+                nowhere,
+                "--endpoint-selector",
+                "`--pool-name` and `--endpoint-selector` are both set, and exactly one is allowed",
+                "remove one of them",
+            ),
+            (None, None) => problems.error(
+                nowhere,
+                "--pool-name",
+                "neither `--pool-name` nor `--endpoint-selector` is set, and exactly one is needed",
+                "set `--pool-name` to the InferencePool, or use dataLayer.discovery",
+            ),
+            _ => {}
+        }
+    }
+    PoolIdentity { name: pool.name.clone().unwrap_or_else(|| "epp".into()), namespace: pool.namespace.clone() }
+}

@@ -1,0 +1,438 @@
+//! Every plugin type that a configuration can name, by group.
+//!
+//! Two sorts of group. *Rows* are built here into instances: the tables of `scheduling` and
+//! `signals`. *Kinds* belong to rooms that build their own objects (parsers, data sources, extractors,
+//! discovery, saturation detectors); this room checks their parameters strictly and hands them on as
+//! [`Declared`](super::Declared). A type may be in both: a saturation detector is a filter, too.
+//!
+//! Everything takes the tables as an argument, so that tests bring small ones of their own.
+
+use crate::domain::node::{Node, Problems};
+use crate::scheduling::params::{IfGiven, Params};
+use crate::scheduling::plugin::{About, Row, Stability};
+use crate::{choice, params};
+
+/// A type whose objects are built by another room.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    /// Name, parameters, sample.
+    pub about: About,
+    /// Decodes the parameters and records what is wrong with them.
+    pub check: fn(Option<&Node>, &str, &mut Problems),
+}
+
+impl Kind {
+    /// A beta type with parameters `P`.
+    pub const fn new<P: Params>(kind: &'static str, summary: &'static str, sample: &'static str) -> Self {
+        Self {
+            about: About { kind, aliases: &[], stability: Stability::Beta, summary, params: P::SPEC, sample },
+            check: check::<P>,
+        }
+    }
+}
+
+fn check<P: Params>(node: Option<&Node>, path: &str, problems: &mut Problems) {
+    P::decode_fields(node, path, problems);
+}
+
+/// The types that are available.
+#[derive(Clone, Default)]
+pub struct Tables {
+    /// Filters, scorers, pickers and handlers.
+    pub scheduling: Vec<Row>,
+    /// Producers (and what else `signals` has); built before the others, see `resolve`.
+    pub signals: Vec<Row>,
+    /// Request parsers.
+    pub parsers: Vec<Kind>,
+    /// Data sources.
+    pub sources: Vec<Kind>,
+    /// Extractors of data sources.
+    pub extractors: Vec<Kind>,
+    /// Discovery instead of Kubernetes.
+    pub discovery: Vec<Kind>,
+    /// Saturation detectors.
+    pub saturation: Vec<Kind>,
+    /// Whether the flow-control queue exists in this build; without it the gate is an error.
+    pub flow_control: bool,
+    /// Whether endpoints can come from Kubernetes in this build.
+    pub kubernetes: bool,
+}
+
+impl Tables {
+    /// The types of this build.
+    pub fn standard() -> Self {
+        use crate::scheduling::{filters, handlers, pickers, scorers};
+        Self {
+            scheduling: [filters::TABLE, scorers::TABLE, pickers::TABLE, handlers::TABLE].concat(),
+            signals: signals(),
+            parsers: parsers(),
+            sources: sources(),
+            extractors: extractors(),
+            discovery: discovery(),
+            saturation: saturation(),
+            flow_control: false,
+            kubernetes: false,
+        }
+    }
+
+    /// Rows of both sorts.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.scheduling.iter().chain(&self.signals)
+    }
+
+    /// Kinds of all groups.
+    pub fn kinds(&self) -> impl Iterator<Item = &Kind> {
+        [&self.parsers, &self.sources, &self.extractors, &self.discovery, &self.saturation].into_iter().flatten()
+    }
+
+    /// Every type once, in table order.
+    pub fn abouts(&self) -> Vec<&About> {
+        let mut all: Vec<&About> = Vec::new();
+        for about in self.rows().map(|r| &r.about).chain(self.kinds().map(|k| &k.about)) {
+            if !all.iter().any(|a| a.kind == about.kind) {
+                all.push(about);
+            }
+        }
+        all
+    }
+
+    /// The type called `kind`, by its name or an older one.
+    pub fn find(&self, kind: &str) -> Option<&About> {
+        let all = self.abouts();
+        let exact = all.iter().find(|a| a.kind == kind).copied();
+        exact.or_else(|| all.into_iter().find(|a| a.aliases.contains(&kind)))
+    }
+
+    /// The row that builds `kind`.
+    pub fn row(&self, kind: &str) -> Option<&Row> {
+        self.rows().find(|r| r.about.kind == kind)
+    }
+}
+
+/// Rows of `signals`.
+fn signals() -> Vec<Row> {
+    Vec::new()
+}
+
+params! {
+    /// A type without parameters.
+    pub struct NoParams {}
+}
+
+/// Request parsers, until `dialect` brings its own table.
+fn parsers() -> Vec<Kind> {
+    vec![
+        Kind::new::<NoParams>(
+            "openai-parser",
+            "OpenAI completions, chat, responses, embeddings.",
+            "- type: openai-parser",
+        ),
+        Kind::new::<NoParams>("anthropic-parser", "Anthropic messages.", "- type: anthropic-parser"),
+        Kind::new::<NoParams>("vllmhttp-parser", "vLLM's generate API with token ids.", "- type: vllmhttp-parser"),
+        Kind::new::<NoParams>("sglanghttp-parser", "SGLang's generate API.", "- type: sglanghttp-parser"),
+        Kind::new::<NoParams>("passthrough-parser", "Any body, untouched and unread.", "- type: passthrough-parser"),
+    ]
+}
+
+choice! {
+    /// Scheme of a scrape.
+    pub enum Scheme {
+        /// Plain.
+        Http = "http",
+        /// TLS.
+        Https = "https",
+    }
+}
+
+params! {
+    /// Parameters of `metrics-data-source`.
+    pub struct MetricsSource {
+        /// Scheme of the model server's metrics page.
+        scheme: Scheme = Scheme::Http, "scheme";
+        /// Path of the page.
+        path: String = "/metrics".into(), "path";
+        /// Port of the page; the serving port if absent.
+        port: Option<u16> = None, "port", IfGiven(1..);
+        /// Accept any certificate.
+        insecure_skip_verify: bool = true, "insecureSkipVerify";
+        /// CA file for the server's certificate.
+        ca_cert_path: Option<String> = None, "caCertPath";
+        /// Client certificate.
+        client_cert_path: Option<String> = None, "clientCertPath";
+        /// Key of the client certificate.
+        client_key_path: Option<String> = None, "clientKeyPath";
+        /// Time between two scrapes; `--refresh-metrics-interval` if absent.
+        interval: Option<std::time::Duration> = None, "interval";
+    }
+}
+
+/// Data sources, until `collector` brings its own table.
+fn sources() -> Vec<Kind> {
+    vec![Kind::new::<MetricsSource>(
+        "metrics-data-source",
+        "Scrapes the metrics page of every endpoint.",
+        "- type: metrics-data-source",
+    )]
+}
+
+params! {
+    /// A metric that becomes an endpoint attribute.
+    pub struct CustomMetric {
+        /// Name of the attribute.
+        attribute_key: Option<String> = None, "attributeKey";
+        /// Metric name with optional labels.
+        metric_spec: Option<String> = None, "metricSpec";
+    }
+}
+
+params! {
+    /// Metric names of one engine.
+    pub struct EngineConfig {
+        /// Value of the engine label.
+        name: Option<String> = None, "name";
+        /// Waiting requests.
+        queued_requests_spec: Option<String> = None, "queuedRequestsSpec";
+        /// Running requests.
+        running_requests_spec: Option<String> = None, "runningRequestsSpec";
+        /// KV cache usage.
+        kv_usage_spec: Option<String> = None, "kvUsageSpec";
+        /// LoRA adapters.
+        lora_spec: Option<String> = None, "loraSpec";
+        /// Cache geometry as labels.
+        cache_info_spec: Option<String> = None, "cacheInfoSpec";
+        /// Label with the block size.
+        cache_block_size_label_name: Option<String> = None, "cacheBlockSizeLabelName";
+        /// Label with the number of blocks.
+        cache_num_blocks_label_name: Option<String> = None, "cacheNumBlocksLabelName";
+        /// Block size as a metric.
+        cache_block_size_spec: Option<String> = None, "cacheBlockSizeSpec";
+        /// Number of blocks as a metric.
+        cache_num_blocks_spec: Option<String> = None, "cacheNumBlocksSpec";
+        /// Further metrics.
+        custom_metrics: Vec<CustomMetric> = Vec::new(), "customMetrics";
+    }
+}
+
+params! {
+    /// Parameters of `core-metrics-extractor`.
+    pub struct CoreExtractor {
+        /// Pod label that names the engine.
+        engine_label_key: String = "llm-d.ai/engine-type".into(), "engineLabelKey";
+        /// Engine of endpoints without the label.
+        default_engine: String = "vllm".into(), "defaultEngine";
+        /// Engines beyond the built-in ones, or changes to those.
+        engine_configs: Vec<EngineConfig> = Vec::new(), "engineConfigs";
+    }
+}
+
+/// Extractors, until `collector` brings its own table.
+fn extractors() -> Vec<Kind> {
+    vec![Kind::new::<CoreExtractor>(
+        "core-metrics-extractor",
+        "Reads queue, running requests, KV usage, LoRA and cache geometry.",
+        "- type: core-metrics-extractor",
+    )]
+}
+
+params! {
+    /// An endpoint written down.
+    pub struct FileEndpoint {
+        /// Name.
+        name: Option<String> = None, "name";
+        /// Namespace.
+        namespace: Option<String> = None, "namespace";
+        /// IP address.
+        address: Option<String> = None, "address";
+        /// Port, as number or text.
+        port: Option<Node> = None, "port";
+        /// Labels.
+        labels: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new(), "labels";
+    }
+}
+
+params! {
+    /// Parameters of `file-discovery`.
+    pub struct FileDiscovery {
+        /// File with the endpoints.
+        path: Option<String> = None, "path";
+        /// Read the file again when it changes.
+        watch_file: bool = false, "watchFile";
+        /// Endpoints written here instead of in a file.
+        endpoints: Vec<FileEndpoint> = Vec::new(), "endpoints";
+    }
+}
+
+/// Discovery, until `discovery` brings its own table.
+fn discovery() -> Vec<Kind> {
+    vec![Kind::new::<FileDiscovery>(
+        "file-discovery",
+        "Endpoints from a file; no Kubernetes.",
+        "- type: file-discovery\n  parameters:\n    path: /etc/pointsman/endpoints.yaml",
+    )]
+}
+
+params! {
+    /// Parameters of `utilization-detector`.
+    pub struct UtilizationDetector {
+        /// Waiting requests at which an endpoint is full.
+        queue_depth_threshold: u32 = 5, "queueDepthThreshold", 1..;
+        /// KV cache usage at which an endpoint is full.
+        kv_cache_util_threshold: f64 = 0.8, "kvCacheUtilThreshold", 0.0..=1.0;
+        /// Age at which metrics count as full.
+        metrics_staleness_threshold: std::time::Duration = std::time::Duration::from_millis(200), "metricsStalenessThreshold";
+        /// Share above the threshold that filters still let pass.
+        headroom: f64 = 0.0, "headroom", 0.0..;
+    }
+}
+
+choice! {
+    /// What `concurrency-detector` counts.
+    pub enum ConcurrencyMode {
+        /// Requests.
+        Requests = "requests",
+        /// Tokens.
+        Tokens = "tokens",
+        /// The larger share of both.
+        Hybrid = "hybrid",
+    }
+}
+
+params! {
+    /// Parameters of `concurrency-detector`.
+    pub struct ConcurrencyDetector {
+        /// Requests in flight at which an endpoint is full.
+        max_concurrency: u64 = 100, "maxConcurrency", 1..;
+        /// Tokens in flight at which an endpoint is full.
+        max_token_concurrency: u64 = 1_000_000, "maxTokenConcurrency", 1..;
+        /// What is counted.
+        concurrency_mode: ConcurrencyMode = ConcurrencyMode::Requests, "concurrencyMode";
+        /// Share above the threshold that filters still let pass.
+        headroom: f64 = 0.0, "headroom", 0.0..;
+        /// Producer of the counts.
+        in_flight_load_producer_name: Option<String> = None, "inFlightLoadProducerName";
+    }
+}
+
+/// Saturation detectors, until `admission` brings its own table.
+fn saturation() -> Vec<Kind> {
+    vec![
+        Kind::new::<UtilizationDetector>(
+            "utilization-detector",
+            "Saturation from queue depth and KV cache usage.",
+            "- type: utilization-detector",
+        ),
+        Kind::new::<ConcurrencyDetector>(
+            "concurrency-detector",
+            "Saturation from requests or tokens in flight.",
+            "- type: concurrency-detector",
+        ),
+    ]
+}
+
+/// Types that llm-d-router (or an older generation of it) has and this build may not have, so that
+/// an error can tell "not yet" from "no such thing".
+pub(super) const UPSTREAM: &[&str] = &[
+    "active-request-scorer",
+    "agent-identity",
+    "always-disagg-multimodal-decider",
+    "always-disagg-pd-decider",
+    "anthropic-parser",
+    "approx-prefix-cache-producer",
+    "burst-prefix-cache-producer",
+    "by-label",
+    "by-label-selector",
+    "concurrency-detector",
+    "context-length-aware",
+    "core-metrics-extractor",
+    "data-parallel-profile-handler",
+    "dcgm-data-source",
+    "dcgm-extractor",
+    "decision-tree-filter",
+    "decode-filter",
+    "destination-endpoint-served-verifier",
+    "disagg-headers-handler",
+    "disagg-profile-handler",
+    "disaggregatedset-rollout-screener",
+    "edf-ordering-policy",
+    "encode-filter",
+    "endpoint-attribute-filter",
+    "endpoint-attribute-scorer",
+    "endpoint-notification-source",
+    "fcfs-ordering-policy",
+    "file-discovery",
+    "global-strict-fairness-policy",
+    "header-based-testing-filter",
+    "header-label-affinity-scorer",
+    "header-profile-handler",
+    "inflight-load-producer",
+    "k8s-notification-source",
+    "kv-cache-utilization-scorer",
+    "label-selector-filter",
+    "latency-scorer",
+    "latency-slo-admitter",
+    "least-kv-cache-filter",
+    "least-queue-filter",
+    "load-aware-scorer",
+    "lora-affinity-filter",
+    "lora-affinity-scorer",
+    "low-queue-filter",
+    "max-score-picker",
+    "metrics-data-source",
+    "mm-embeddings-cache-producer",
+    "mm-embeddings-cache-scorer",
+    "models-data-extractor",
+    "models-data-source",
+    "multicluster-approx-prefix-cache-producer",
+    "multicluster-file-discovery",
+    "multicluster-kv-cache-utilization-scorer",
+    "multicluster-metrics-data-source",
+    "multicluster-metrics-extractor",
+    "multicluster-prefix-cache-scorer",
+    "multicluster-queue-scorer",
+    "multicluster-session-affinity-filter",
+    "no-hit-lru-scorer",
+    "openai-parser",
+    "p2p-source-producer",
+    "passthrough-parser",
+    "pd-profile-handler",
+    "precise-prefix-cache-producer",
+    "precise-prefix-cache-scorer",
+    "predicted-latency-producer",
+    "predicted-latency-scorer",
+    "prefill-filter",
+    "prefill-header-handler",
+    "prefix-based-pd-decider",
+    "prefix-cache-affinity-filter",
+    "prefix-cache-scorer",
+    "priority-holdback-policy",
+    "priority-then-time-eviction-order-policy",
+    "probabilistic-admitter",
+    "program-aware-fairness",
+    "queue-scorer",
+    "random-picker",
+    "request-attribute-reporter",
+    "round-robin-fairness-policy",
+    "running-requests-size-scorer",
+    "session-affinity-filter",
+    "session-affinity-scorer",
+    "session-id-producer",
+    "sglanghttp-parser",
+    "sheddable-eviction-filter",
+    "single-profile-handler",
+    "slo-deadline-ordering-policy",
+    "slo-headroom-tier-filter",
+    "soft-reflective-ceiling-policy",
+    "static-usage-limit-policy",
+    "token-load-scorer",
+    "token-producer",
+    "tokenizer",
+    "topology-affinity-filter",
+    "topology-affinity-scorer",
+    "topology-extractor",
+    "utilization-detector",
+    "utilization-filter",
+    "vertexai-parser",
+    "vllmgrpc-parser",
+    "vllmhttp-parser",
+    "weighted-random-picker",
+];
