@@ -301,6 +301,24 @@ mod tests {
         assert_eq!(check(&mut client, "liveness").await, Serving, "a drain is no reason for a restart");
     }
 
+    /// What tonic's router and a hand-written one ask of a service.
+    fn mounts<S>(_: S)
+    where
+        S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send,
+    {
+    }
+
+    #[test]
+    fn it_mounts_beside_other_services() {
+        mounts(HealthService::new(Readiness::new()));
+    }
+
     #[tokio::test]
     async fn list_names_every_service() {
         let (channel, _trigger) = channel(&Readiness::new()).await;
