@@ -160,6 +160,24 @@ fn a_pool_that_never_reported_has_no_averages() {
 }
 
 #[test]
+fn endpoints_of_one_name_in_two_namespaces_share_a_series() {
+    let one = endpoint(0, "a");
+    let spec = EndpointSpec { namespace: "other".into(), ..endpoint(1, "a").spec.clone() };
+    let two = Arc::new(Endpoint::new(Slot(1), 1, spec));
+    let mut loads = LoadTable::new(Duration::from_secs(2));
+    for slot in [0, 1] {
+        loads.set(Slot(slot), &LoadSample { waiting: Some(3.0), ..LoadSample::default() });
+    }
+    let topology = Topology::new(1, PoolIdentity::default(), vec![Some(one), Some(two)]);
+    let snapshot = Arc::new(Snapshot { topology: Arc::new(topology), loads: Arc::new(loads) });
+    let metrics = Metrics::new();
+    metrics.watch_pool(Arc::new(ManualClock::default()), Some("p".into()), move || Arc::clone(&snapshot));
+    let page = page(&metrics);
+    each_series_once(&page);
+    assert_eq!(value(&page, "llm_d_epp_per_endpoint_queue_size{name=\"\",model_server_endpoint=\"a\"}"), 6.0);
+}
+
+#[test]
 fn twins_drop_labels_and_add_up() {
     let page = page(&populated());
     let models = r#"model_name="llama",target_model_name="llama-v2""#;
