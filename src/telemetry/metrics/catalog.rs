@@ -3,8 +3,8 @@
 //!
 //! Names, labels and buckets are those of llm-d-router's endpoint picker (llm-d-router.md 5.1), down
 //! to the misspelt token bound 32778, so that dashboards and recording rules line up. Of three sets
-//! of bounds only the range is known and the values between are ours: [`TTFT_BUCKETS`],
-//! [`TPOT_BUCKETS`] and [`PROCESSING_BUCKETS`].
+//! of bounds only the range is known and the values between are ours: `TTFT_BUCKETS`,
+//! `TPOT_BUCKETS` and `PROCESSING_BUCKETS`.
 
 use prometheus::proto::MetricType;
 
