@@ -1,1 +1,205 @@
-//! (to be written)
+//! The port for operators: metrics, health, state and configuration over plain HTTP/1.1.
+//!
+//! Read only: no path changes anything. Bounded: connections, their lifetime, the size of a request
+//! head and the time to send it; request bodies are refused. Pages are made on blocking threads, two
+//! at a time, so that a scrape of thousands of series does not delay traffic.
+//!
+//! Served until the drain forces: while the process stops is when operators look. Nothing here
+//! delays a stop by more than a second.
+
+mod connections;
+pub mod health;
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::{Method, Request, Response, StatusCode};
+use http_body::Body as _;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use self::connections::Limits;
+use crate::lifecycle::drain::DrainWatcher;
+use crate::lifecycle::ready::{Condition, Readiness};
+use crate::telemetry::metrics::{self, Metrics};
+
+const LIMITS: Limits =
+    Limits { connections: 64, lifetime: Duration::from_secs(60), first_byte: Duration::from_secs(5) };
+/// Time to send a request head; also how long an idle connection stays open.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+const MAX_HEADERS: usize = 64;
+/// Pages made at the same time.
+const PAGES: usize = 2;
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+const PATHS: &[(&str, &str)] = &[
+    ("/metrics", "metrics in the Prometheus text format"),
+    ("/healthz", "200 while the process runs"),
+    ("/readyz", "200 when traffic may come, else 503 and what it waits for"),
+    ("/debug/plugins/state", "state of the plugins as JSON"),
+    ("/debug/config", "configuration in force, with defaults filled in"),
+    ("/debug/decisions", "recent decisions and their scores as JSON"),
+];
+
+/// Makes a page when it is asked for. It runs on a blocking thread.
+pub type PageSource = Box<dyn Fn() -> String + Send + Sync>;
+
+/// What the paths show.
+pub struct AdminState {
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    plugins: Option<PageSource>,
+    config: Option<PageSource>,
+    decisions: Option<PageSource>,
+    pages: Semaphore,
+}
+
+impl AdminState {
+    /// State whose debug paths answer 404 until they are given a source.
+    pub fn new(metrics: Arc<Metrics>, readiness: Readiness) -> Self {
+        Self { metrics, readiness, plugins: None, config: None, decisions: None, pages: Semaphore::new(PAGES) }
+    }
+
+    /// Sets the source of `/debug/plugins/state`; it returns JSON.
+    #[must_use]
+    pub fn with_plugins(mut self, source: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.plugins = Some(Box::new(source));
+        self
+    }
+
+    /// Sets the source of `/debug/config`; it returns text without secrets.
+    #[must_use]
+    pub fn with_config(mut self, source: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.config = Some(Box::new(source));
+        self
+    }
+
+    /// Sets the source of `/debug/decisions`; it returns JSON.
+    #[must_use]
+    pub fn with_decisions(mut self, source: impl Fn() -> String + Send + Sync + 'static) -> Self {
+        self.decisions = Some(Box::new(source));
+        self
+    }
+}
+
+/// Serves the admin port until the drain forces.
+///
+/// # Errors
+/// None at present; the signature is that of a critical task.
+pub async fn serve(listener: TcpListener, state: Arc<AdminState>, drain: DrainWatcher) -> anyhow::Result<()> {
+    connections::serve(listener, LIMITS, drain, move |stream, stop| connection(stream, Arc::clone(&state), stop)).await;
+    Ok(())
+}
+
+async fn connection(stream: TcpStream, state: Arc<AdminState>, stop: impl Future<Output = ()>) {
+    let service = service_fn(move |request| {
+        let state = Arc::clone(&state);
+        async move { Ok::<_, Infallible>(answer(&state, request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    tokio::pin!(stop);
+    tokio::select! {
+        // Broken connections are the peer's affair.
+        _ = connection.as_mut() => {}
+        () = stop.as_mut() => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+type Reply = Response<Full<Bytes>>;
+
+async fn answer(state: &Arc<AdminState>, request: Request<Incoming>) -> Reply {
+    if !request.body().is_end_stream() {
+        let mut reply = text(StatusCode::PAYLOAD_TOO_LARGE, "requests to this port have no body\n");
+        reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return reply;
+    }
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut reply = text(StatusCode::METHOD_NOT_ALLOWED, "use GET or HEAD\n");
+        reply.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return reply;
+    }
+    match request.uri().path() {
+        "/metrics" => page(state, metrics::CONTENT_TYPE, |state| Some(state.metrics.render())).await,
+        "/healthz" => text(StatusCode::OK, "ok\n"),
+        "/readyz" => ready(&state.readiness),
+        "/debug/plugins/state" => page(state, JSON, |state| make(state.plugins.as_ref())).await,
+        "/debug/config" => page(state, TEXT, |state| make(state.config.as_ref())).await,
+        "/debug/decisions" => page(state, JSON, |state| make(state.decisions.as_ref())).await,
+        _ => not_found(),
+    }
+}
+
+fn make(source: Option<&PageSource>) -> Option<Vec<u8>> {
+    source.map(|source| source().into_bytes())
+}
+
+fn ready(readiness: &Readiness) -> Reply {
+    match readiness.condition() {
+        Condition::Ready => text(StatusCode::OK, "ok\n"),
+        Condition::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+        Condition::Waiting => {
+            let pending = readiness.pending().join(", ");
+            text(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {pending}\n"))
+        }
+    }
+}
+
+/// Runs `make` on a blocking thread; `None` is 404, a panic 500.
+async fn page<F>(state: &Arc<AdminState>, kind: &'static str, make: F) -> Reply
+where
+    F: FnOnce(&AdminState) -> Option<Vec<u8>> + Send + 'static,
+{
+    let Ok(_permit) = state.pages.acquire().await else {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+    };
+    let shared = Arc::clone(state);
+    match tokio::task::spawn_blocking(move || make(&shared)).await {
+        Ok(Some(body)) => reply(StatusCode::OK, kind, body),
+        Ok(None) => not_found(),
+        Err(error) => {
+            tracing::error!(%error, "an admin page could not be made");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "this page could not be made; the log says why\n")
+        }
+    }
+}
+
+fn not_found() -> Reply {
+    let mut body = String::from("not found; this port has\n");
+    for (path, what) in PATHS {
+        body.push_str(&format!("  {path:<22} {what}\n"));
+    }
+    text(StatusCode::NOT_FOUND, body)
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Reply {
+    reply(status, TEXT, body)
+}
+
+fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Reply {
+    let mut reply = Response::new(Full::new(body.into()));
+    *reply.status_mut() = status;
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    reply.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    reply
+}

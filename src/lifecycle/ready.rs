@@ -14,6 +14,17 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+/// What the process says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// A component is not ready yet, or not any more.
+    Waiting,
+    /// It can take traffic.
+    Ready,
+    /// It is stopping. Final.
+    Draining,
+}
+
 /// The readiness of the process. Clones share one state.
 #[derive(Clone, Debug)]
 pub struct Readiness {
@@ -23,7 +34,7 @@ pub struct Readiness {
 #[derive(Debug)]
 struct Inner {
     state: Mutex<State>,
-    ready: watch::Sender<bool>,
+    condition: watch::Sender<Condition>,
 }
 
 #[derive(Debug, Default)]
@@ -36,8 +47,8 @@ struct State {
 impl Readiness {
     /// A readiness without blocks, which is ready: take the blocks before anything can ask.
     pub fn new() -> Self {
-        let (ready, _) = watch::channel(true);
-        Self { inner: Arc::new(Inner { state: Mutex::default(), ready }) }
+        let (condition, _) = watch::channel(Condition::Ready);
+        Self { inner: Arc::new(Inner { state: Mutex::default(), condition }) }
     }
 
     /// Adds a block; the process is not ready until it is dropped.
@@ -59,19 +70,24 @@ impl Readiness {
         self.inner.publish(&state);
     }
 
+    /// The present condition.
+    pub fn condition(&self) -> Condition {
+        *self.inner.condition.borrow()
+    }
+
     /// Whether the process should get traffic.
     pub fn is_ready(&self) -> bool {
-        *self.inner.ready.borrow()
+        self.condition() == Condition::Ready
     }
 
     /// Whether [`Self::draining`] was called.
     pub fn is_draining(&self) -> bool {
-        self.inner.state.lock().draining
+        self.condition() == Condition::Draining
     }
 
-    /// A receiver that sees every change of [`Self::is_ready`].
-    pub fn watch(&self) -> watch::Receiver<bool> {
-        self.inner.ready.subscribe()
+    /// A receiver that wakes at every change of the condition.
+    pub fn watch(&self) -> watch::Receiver<Condition> {
+        self.inner.condition.subscribe()
     }
 
     /// Names of the blocks that are left, in the order they were taken.
@@ -89,8 +105,12 @@ impl Default for Readiness {
 impl Inner {
     /// Called with the state locked, so that changes are published in the order they happened.
     fn publish(&self, state: &State) {
-        let ready = state.pending.is_empty() && !state.draining;
-        self.ready.send_if_modified(|now| std::mem::replace(now, ready) != ready);
+        let next = match (state.draining, state.pending.is_empty()) {
+            (true, _) => Condition::Draining,
+            (false, true) => Condition::Ready,
+            (false, false) => Condition::Waiting,
+        };
+        self.condition.send_if_modified(|now| std::mem::replace(now, next) != next);
     }
 }
 
@@ -152,12 +172,12 @@ mod tests {
         let readiness = Readiness::new();
         let one = readiness.block("one");
         let mut watch = readiness.watch();
-        assert!(!*watch.borrow_and_update());
+        assert_eq!(*watch.borrow_and_update(), Condition::Waiting);
         let two = readiness.block("two");
         drop(two);
         assert!(!watch.has_changed().unwrap(), "still not ready is no change");
         drop(one);
         watch.changed().await.unwrap();
-        assert!(*watch.borrow_and_update());
+        assert_eq!(*watch.borrow_and_update(), Condition::Ready);
     }
 }

@@ -8,7 +8,7 @@
 //! Bounds (llm-d-router.md 5.1): model and target model share 1000 values per process, the fairness id
 //! has 1000, the priority 64; further values become `other`. Label sets of requests are bounded to
 //! [`MAX_LABEL_SETS`], beyond which the fairness id is folded first and then the whole set, so that the
-//! product of the caps cannot fill the memory. A label set takes up to about 12 KiB.
+//! product of the caps cannot fill the memory. A label set takes up to about 12 KiB, and 40 KiB of page.
 //!
 //! Rejected: a global registry (tests share state), and metric vectors looked up by label per
 //! observation (twice the cost, and see [`family`]).
@@ -42,7 +42,7 @@ pub const MAX_MODELS: usize = 1000;
 /// Distinct priorities.
 pub const MAX_PRIORITIES: usize = 64;
 /// Label sets of the request metrics.
-pub const MAX_LABEL_SETS: usize = 4096;
+pub const MAX_LABEL_SETS: usize = 2048;
 /// Room beyond [`MAX_LABEL_SETS`] for sets whose fairness id was folded.
 const FOLDED_LABEL_SETS: usize = 1024;
 /// Endpoint names in `scheduler_attempts_total`, which never forgets one.
@@ -167,10 +167,16 @@ impl Metrics {
         let target = self.models.bound(target);
         let fairness = self.fairness.bound(fairness);
         let priority = self.priorities.bound(priority);
-        match self.requests.try_with(&[model, target, fairness, priority]) {
-            Some(handles) => handles,
-            None => self.folded.with(&[model, target, OTHER, priority]),
-        }
+        // `requests` is asked before `folded` at each step: once it is full it never grows again, so
+        // no label set can be in both and appear twice on the page.
+        let folded = [model, target, OTHER, priority];
+        let nothing = [OTHER; 4];
+        self.requests
+            .try_with(&[model, target, fairness, priority])
+            .or_else(|| self.requests.get(&folded))
+            .or_else(|| self.folded.try_with(&folded))
+            .or_else(|| self.requests.get(&nothing))
+            .unwrap_or_else(|| self.folded.with(&nothing))
     }
 
     /// Lets names from the configuration (model rewrites) keep their own label whatever clients send.

@@ -2,7 +2,9 @@
 //! compares the two.
 //!
 //! Names, labels and buckets are those of llm-d-router's endpoint picker (llm-d-router.md 5.1), down
-//! to the misspelt token bound 32778, so that dashboards and recording rules line up.
+//! to the misspelt token bound 32778, so that dashboards and recording rules line up. Of three sets
+//! of bounds only the range is known and the values between are ours: `TTFT_BUCKETS`,
+//! `TPOT_BUCKETS` and `PROCESSING_BUCKETS`.
 
 use prometheus::proto::MetricType;
 

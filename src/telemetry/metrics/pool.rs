@@ -4,6 +4,8 @@
 //! Means and deviations are over endpoints with a fresh sample that reports the value. If there is
 //! none the series is absent: a zero would tell an autoscaler that the pool is idle.
 
+use std::collections::BTreeMap;
+
 use super::catalog::{self as c, Spec};
 use super::family::Page;
 use crate::domain::{Endpoint, Freshness, LoadTable, Slot, Snapshot, Timestamp};
@@ -57,10 +59,16 @@ pub fn collect(page: &mut Page, snapshot: &Snapshot, now: Timestamp, in_flight: 
             page.value(&deviation, &[pool], spread);
         }
     }
+    // A name is unique only with its namespace, which this family does not have as a label; a series
+    // that appears twice would cost the scraper the whole page.
+    let mut queues: BTreeMap<&str, f64> = BTreeMap::new();
     for endpoint in &fresh {
         if let Some(waiting) = loads.waiting(endpoint.slot) {
-            page.value(&c::ENDPOINT_QUEUE, &[pool, endpoint.name()], f64::from(waiting));
+            *queues.entry(endpoint.name()).or_default() += f64::from(waiting);
         }
+    }
+    for (name, waiting) in queues {
+        page.value(&c::ENDPOINT_QUEUE, &[pool, name], waiting);
     }
     if let Some(producer) = in_flight {
         for endpoint in topology.endpoints() {

@@ -160,6 +160,24 @@ fn a_pool_that_never_reported_has_no_averages() {
 }
 
 #[test]
+fn endpoints_of_one_name_in_two_namespaces_share_a_series() {
+    let one = endpoint(0, "a");
+    let spec = EndpointSpec { namespace: "other".into(), ..endpoint(1, "a").spec.clone() };
+    let two = Arc::new(Endpoint::new(Slot(1), 1, spec));
+    let mut loads = LoadTable::new(Duration::from_secs(2));
+    for slot in [0, 1] {
+        loads.set(Slot(slot), &LoadSample { waiting: Some(3.0), ..LoadSample::default() });
+    }
+    let topology = Topology::new(1, PoolIdentity::default(), vec![Some(one), Some(two)]);
+    let snapshot = Arc::new(Snapshot { topology: Arc::new(topology), loads: Arc::new(loads) });
+    let metrics = Metrics::new();
+    metrics.watch_pool(Arc::new(ManualClock::default()), Some("p".into()), move || Arc::clone(&snapshot));
+    let page = page(&metrics);
+    each_series_once(&page);
+    assert_eq!(value(&page, "llm_d_epp_per_endpoint_queue_size{name=\"\",model_server_endpoint=\"a\"}"), 6.0);
+}
+
+#[test]
 fn twins_drop_labels_and_add_up() {
     let page = page(&populated());
     let models = r#"model_name="llama",target_model_name="llama-v2""#;
@@ -190,7 +208,10 @@ fn twins_drop_labels_and_add_up() {
 
 #[test]
 fn no_series_appears_twice() {
-    let page = page(&populated());
+    each_series_once(&page(&populated()));
+}
+
+fn each_series_once(page: &str) {
     let mut seen = BTreeSet::new();
     for line in page.lines() {
         let series = if line.starts_with('#') { line } else { line.rsplit_once(' ').unwrap().0 };
@@ -208,9 +229,6 @@ fn model_fairness_and_priority_are_capped() {
     for i in 0..MAX_PRIORITIES as i32 + 10 {
         metrics.request("model-0", "model-0", "flow", i).received();
     }
-    for i in 0..1050 {
-        metrics.request("model-0", "model-0", &format!("flow-{i}"), 0).received();
-    }
     let page = page(&metrics);
     let total = "llm_d_epp_request_total";
     let both = format!(r#"{total}{{model_name="other",target_model_name="other",fairness_id="flow",priority="0"}}"#);
@@ -218,34 +236,48 @@ fn model_fairness_and_priority_are_capped() {
     let model = r#"model_name="model-0",target_model_name="model-0""#;
     let priorities = format!(r#"{total}{{{model},fairness_id="flow",priority="other"}}"#);
     assert_eq!(value(&page, &priorities), 10.0);
-    // "flow" itself took one of the 1000 places.
-    let flows = format!(r#"{total}{{{model},fairness_id="other",priority="0"}}"#);
-    assert_eq!(value(&page, &flows), 51.0);
+
+    let metrics = Metrics::new();
+    for i in 0..1050 {
+        metrics.request("m", "m", &format!("flow-{i}"), 0).received();
+    }
+    let flows = r#"llm_d_epp_request_total{model_name="m",target_model_name="m",fairness_id="other",priority="0"}"#;
+    assert_eq!(value(&self::page(&metrics), flows), 50.0);
+}
+
+fn flood(metrics: &Metrics, labels: impl Iterator<Item = (u32, u32)>) -> String {
+    let mut sent = 0;
+    for (model, flow) in labels {
+        metrics.request(&format!("m{model}"), "t", &format!("f{flow}"), 0).received();
+        sent += 1;
+    }
+    assert_eq!(metrics.requests.len(), MAX_LABEL_SETS);
+    let page = page(metrics);
+    each_series_once(&page);
+    let totals = page.lines().filter(|l| l.starts_with("llm_d_epp_request_total{"));
+    let counted: f64 = totals.map(|l| l.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum();
+    assert_eq!(counted, f64::from(sent), "no request is lost");
+    page
 }
 
 #[test]
-fn the_product_of_labels_is_capped_and_nothing_is_lost() {
+fn the_product_of_labels_is_capped() {
     let metrics = Metrics::new();
-    let mut sent = 0;
-    for model in 0..100 {
-        for flow in 0..100 {
-            metrics.request(&format!("m{model}"), "t", &format!("f{flow}"), 0).received();
-            sent += 1;
-        }
-    }
-    assert_eq!(metrics.requests.len(), MAX_LABEL_SETS);
+    let page = flood(&metrics, (0..100).flat_map(|model| (0..100).map(move |flow| (model, flow))));
     assert!(metrics.folded.len() <= 100);
-    let page = page(&metrics);
-    let counted: f64 = page
-        .lines()
-        .filter(|l| l.starts_with("llm_d_epp_request_total{"))
-        .map(|l| l.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
-        .sum();
-    assert_eq!(counted, f64::from(sent));
     assert!(
         page.contains(r#"model_name="m99",target_model_name="t",fairness_id="other""#),
         "the model outlives the flow"
     );
+}
+
+#[test]
+fn a_set_folded_by_its_cap_and_one_folded_for_room_are_one_series() {
+    let metrics = Metrics::with_options(MetricsOptions { max_fairness_ids: 50, ..MetricsOptions::default() });
+    // Flows 0 to 49 take the places; then every model meets `other` before the sets are full.
+    let first = (0..50).map(|flow| (0, flow));
+    flood(&metrics, first.chain((0..100).rev().flat_map(|flow| (0..100).map(move |model| (model, flow)))));
+    assert_eq!(metrics.folded.len(), 0, "every folded set was there already");
 }
 
 #[test]
