@@ -24,6 +24,7 @@ mod openai;
 mod passthrough;
 mod prompt;
 mod resolve;
+mod restore;
 mod rewrite;
 mod usage;
 
@@ -37,6 +38,7 @@ use crate::domain::{Headers, Prompt, Rejection};
 use crate::scheduling::plugin::About;
 
 pub use resolve::{Dialects, is_encoded, request_path};
+pub use restore::ModelRestorer;
 pub use rewrite::{Rewritten, rewrite_model};
 pub use usage::{UsageReader, is_event_stream};
 

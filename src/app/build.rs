@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 
-use crate::admin::health::{Health, HealthServer};
+use crate::admin::health::HealthService;
 use crate::admin::{self, AdminState};
 use crate::collector::{self, PollError, SampleSink};
 use crate::config::settings::{CipherSuite, TlsVersion};
@@ -39,7 +39,7 @@ use super::{Addresses, App, Environment, Listeners, files};
 /// What `run` hands to tasks.
 pub(super) struct Parts {
     ext_proc: ExtProcServer<Directed>,
-    health: HealthServer,
+    health: HealthService,
     admin: Arc<AdminState>,
     tls: Option<Arc<ServerConfig>>,
     certificate: Option<(PathBuf, Arc<CertificateHolder>)>,
@@ -117,7 +117,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
 
     let (tls, certificate) = tls(&config)?;
     let ext_proc = ExtProc::new(Arc::new(Directed(Arc::clone(&director))), edge(&config), drain_watcher);
-    let health = Health::new(readiness.clone()).into_server();
+    let health = HealthService::new(readiness.clone());
     let admin = Arc::new(admin_state(&config, &metrics, &readiness, &director));
     let collector = collection(&config, &pool, &metrics)?;
     let (drain_time, grace) = (settings.intervals.drain, environment.grace);
@@ -172,8 +172,7 @@ impl Parts {
             let (topology, clock, drain) = (self.pool.topology(), self.clock, drain.clone());
             spawner.spawn("collector", async move {
                 let stop = async move { drain.forced().await };
-                collector::run(settings, topology, sink, clock, stop).await;
-                Ok(())
+                Ok(collector::run(settings, topology, sink, clock, stop).await?)
             });
         }
         if let Some((path, first)) = self.endpoints {
@@ -232,7 +231,7 @@ fn parts_of(
         producers: producers.collect(),
         prefix_producers: prefix_producers(config),
         commits,
-        dialects: Dialects::new(parsers.collect()),
+        dialects: Dialects::new(parsers),
         metrics: Arc::clone(metrics),
         clock: Arc::clone(clock),
         decisions: Arc::new(DecisionLog::new(settings.limits.debug_decisions)),
@@ -311,7 +310,7 @@ fn tls(config: &Config) -> anyhow::Result<Tls> {
             TlsVersion::Tls12 => MinVersion::Tls12,
             TlsVersion::Tls13 => MinVersion::Tls13,
         },
-        cipher_suites: tls.cipher_suites.iter().map(CipherSuite::to_string).collect(),
+        cipher_suites: tls.cipher_suites.iter().map(|suite: &CipherSuite| format!("{suite:?}")).collect(),
     })?;
     let followed = tls.cert_path.clone().filter(|_| tls.reload).map(|folder| (folder, holder));
     Ok((Some(server), followed))

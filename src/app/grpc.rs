@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use tonic::body::Body;
 use tower_service::Service;
 
-use crate::admin::health::HealthServer;
+use crate::admin::health::HealthService;
 use crate::director::Directed;
 use crate::extproc::listener::Serve;
 use crate::extproc::{ExtProcServer, SERVICE_NAME};
@@ -18,7 +18,7 @@ pub struct Services {
     /// ext_proc.
     pub ext_proc: ExtProcServer<Directed>,
     /// grpc.health.v1.
-    pub health: HealthServer,
+    pub health: HealthService,
 }
 
 impl Serve for Services {

@@ -176,6 +176,8 @@ pub struct Settings {
     pub strip_control_headers: bool,
     /// `--debug-response-header`.
     pub debug_response_header: bool,
+    /// `--token-metrics`: read the token counts of answers even if no plugin needs them.
+    pub token_metrics: bool,
 }
 
 impl Default for Settings {

@@ -119,13 +119,7 @@ impl DirectedExchange {
 
         let mut parsed = Parsed::default();
         if has_body {
-            let dialect = parts.dialects.resolve(&request.path, &request.headers).ok_or_else(|| {
-                Rejection::BadRequest(format!(
-                    "no parser handles the path `{}`: configure passthrough-parser to forward unknown paths",
-                    request.path.escape_debug()
-                ))
-            })?;
-            parsed = dialect.parse(&request.path, &request.headers, &body, parts.settings.wants)?;
+            parsed = parts.dialects.parse(&request.path, &request.headers, &body, parts.settings.wants)?;
         }
         request.body = body;
         request.model = parsed.model.unwrap_or_default();
@@ -150,7 +144,7 @@ impl DirectedExchange {
         let body = replaces.map(|target| {
             parts.metrics.model_rewrite("header", &self.request.model, &target);
             self.restore = Some(ModelRestorer::new(&target, &self.request.model));
-            dialect::rewrite_model(&self.request.body, &parsed.model_spans, &target)
+            dialect::rewrite_model(&self.request.body, &parsed.model_spans, &target).pieces
         });
         let scores = if parts.settings.emit_scores { scores_of(&decision) } else { Vec::new() };
         let route = Route { destination: destinations_of(&decision), set_headers, body, scores };

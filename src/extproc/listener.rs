@@ -23,7 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::lifecycle::drain::{DrainWatcher, Step};
 
 /// What a connection gets to close its streams once the drain forces them.
-const AFTER_FORCE: Duration = Duration::from_secs(1);
+pub const AFTER_FORCE: Duration = Duration::from_secs(1);
 
 /// Bounds of the port.
 #[derive(Clone, Copy, Debug)]
