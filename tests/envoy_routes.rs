@@ -3,6 +3,7 @@
 //! endpoint, the served report, the subset hint, both body modes), not anything about our picker.
 
 use std::collections::{BTreeMap, HashMap};
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -31,6 +32,7 @@ use parking_lot::Mutex;
 use pointsman::sim::client;
 use pointsman::sim::envoy::{self, Bootstrap, Envoy};
 use pointsman::sim::server::{self, SimConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{Status, Streaming};
 use tower_service::Service as _;
 
@@ -123,34 +125,69 @@ impl ExternalProcessor for Constant {
     }
 }
 
+/// TLS with a certificate of our own and HTTP/2.
+fn acceptor() -> tokio_rustls::TlsAcceptor {
+    let certified = rcgen::generate_simple_self_signed(vec!["epp.local".to_owned()]).unwrap();
+    let key = certified.signing_key.serialize_der().try_into().unwrap();
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let mut config = config.with_no_client_auth().with_single_cert(vec![certified.cert.der().clone()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    Arc::new(config).into()
+}
+
+/// Serves one connection: health, and everything else to the picker.
+fn serve<H>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    (health, processor): (H, ExternalProcessorServer<Constant>),
+) where
+    H: tower_service::Service<
+            http::Request<Incoming>,
+            Response = http::Response<tonic::body::Body>,
+            Error = Infallible,
+        > + Clone
+        + Send
+        + 'static,
+    H::Future: Send,
+{
+    let service = service_fn(move |request: http::Request<Incoming>| {
+        let (mut health, mut processor) = (health.clone(), processor.clone());
+        async move {
+            match request.uri().path().starts_with("/grpc.health.") {
+                true => health.call(request).await,
+                false => processor.call(request).await,
+            }
+        }
+    });
+    let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_bootstraps_route_in_all_modes() {
     let Some(binary) = binary() else { return };
     let start = |name: &str| server::start(SimConfig { name: name.to_owned(), ..SimConfig::default() }, None);
     let (one, two) = (start("one").await.unwrap(), start("two").await.unwrap());
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
-    let epp = listener.local_addr().unwrap();
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_service_status(SERVICE, tonic_health::ServingStatus::Serving).await;
     let processor = Constant { target: two.address, seen: Arc::clone(&seen) };
     let processor = ExternalProcessorServer::new(processor).max_decoding_message_size(64 << 20);
+    let services = (health_service, processor);
+    let bind = || tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let (plain, tls) = (bind().await.unwrap(), bind().await.unwrap());
+    let (epp, tls_epp) = (plain.local_addr().unwrap(), tls.local_addr().unwrap());
+    let acceptor = acceptor();
     let serving = tokio::spawn(async move {
         loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            stream.set_nodelay(true).unwrap();
-            let (health, processor) = (health_service.clone(), processor.clone());
-            let service = service_fn(move |request: http::Request<Incoming>| {
-                let (mut health, mut processor) = (health.clone(), processor.clone());
-                async move {
-                    match request.uri().path().starts_with("/grpc.health.") {
-                        true => health.call(request).await,
-                        false => processor.call(request).await,
-                    }
+            tokio::select! {
+                stream = plain.accept() => serve(stream.unwrap().0, services.clone()),
+                stream = tls.accept() => {
+                    let (accepting, services) = (acceptor.accept(stream.unwrap().0), services.clone());
+                    // A handshake that fails shows as an Envoy that finds no healthy picker.
+                    tokio::spawn(async move { accepting.await.map(|stream| serve(stream, services)) });
                 }
-            });
-            let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-            tokio::spawn(http.serve_connection(TokioIo::new(stream), service));
+            }
         }
     });
 
@@ -161,6 +198,7 @@ async fn both_bootstraps_route_in_all_modes() {
         Bootstrap { buffered: true, ..a.clone() },
         Bootstrap { response_phase: false, buffer_limit: Some(65536), ..a },
         b.clone(),
+        Bootstrap { epp: tls_epp, epp_tls: true, ..b.clone() },
         Bootstrap { buffered: true, request_timeout: Some(Duration::from_secs(60)), ..b },
     ] {
         let dir = tempfile::tempdir().unwrap();

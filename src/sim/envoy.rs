@@ -4,7 +4,8 @@
 //! port that "was free a moment ago" may silently be shared with another Envoy. The base id is
 //! dynamic for the same reason. The child is killed and reaped when [`Envoy`] is dropped, which is
 //! why it is a `std::process::Child`: tokio's kill-on-drop leaves the reaping for later, and then a
-//! test that ends cannot be sure that its ports and shared memory are gone.
+//! test that ends cannot be sure that its ports are gone. A process that is itself killed without
+//! warning leaves its Envoy behind; tying the child's life to ours would need unsafe code.
 
 pub mod bootstrap;
 
