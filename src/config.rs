@@ -17,6 +17,7 @@
 pub mod document;
 pub mod error;
 #[cfg(test)]
+#[allow(dead_code, reason = "fake plugins decode parameters that they do not use")]
 pub(crate) mod fakes;
 pub mod legacy;
 mod render;

@@ -24,10 +24,12 @@ pub struct Kind {
 impl Kind {
     /// A beta type with parameters `P`.
     pub const fn new<P: Params>(kind: &'static str, summary: &'static str, sample: &'static str) -> Self {
-        Self {
-            about: About { kind, aliases: &[], stability: Stability::Beta, summary, params: P::SPEC, sample },
-            check: check::<P>,
-        }
+        Self::of::<P>(About { kind, aliases: &[], stability: Stability::Beta, summary, params: P::SPEC, sample })
+    }
+
+    /// A type that another room describes, with parameters `P`.
+    pub const fn of<P: Params>(about: About) -> Self {
+        Self { about, check: check::<P> }
     }
 }
 

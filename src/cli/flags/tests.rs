@@ -276,6 +276,8 @@ fn the_command_line_is_well_formed() {
 }
 
 proptest::proptest! {
+    // Each case builds the whole command line, which takes milliseconds.
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(32))]
     #[test]
     fn arbitrary_words_never_panic(words in proptest::collection::vec("(--?)?[a-zA-Z-]{0,9}(=[ -~]{0,5})?|.{0,6}", 0..6)) {
         let _ = parse(words, &BTreeMap::new());

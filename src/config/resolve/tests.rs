@@ -183,7 +183,7 @@ fn every_rule_has_an_error_with_place_path_and_fix() {
         ),
         (
             &format!("{plugin}flowControl: {{saturationDetector: {{pluginRef: openai-parser}}}}\n"),
-            "4:48",
+            "4:47",
             "not a saturation detector",
         ),
         (&format!("{plugin}dataLayer: {{discovery: {{pluginRef: openai-parser}}}}\n"), "4:36", "not a discovery"),
@@ -392,6 +392,9 @@ saturationDetector: {queueDepthThreshold: 5}
 ";
 
 proptest! {
+    // Each case resolves up to twice; more would be slow without finding more.
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
     /// Whatever an editor does to a file, the answer is a configuration or errors.
     #[test]
     fn a_mutated_document_gives_a_configuration_or_errors(

@@ -164,7 +164,7 @@ proptest! {
     }
 
     #[test]
-    fn yaml_like_text_never_panics(text in r"([-a-z&*!?|>%@#:,\[\]{}'\x22 \t\n0-9.<~]|: |- |\n  |---\n|\.\.\.\n|<<|!!){0,80}") {
+    fn yaml_like_text_never_panics(text in r"([-a-z&*!?|>%@#:,\[\]{}'\x22 \t\n0-9.<~]|: |- |\n  |---\n|\.\.\.\n|<<|!!){0,30}") {
         let mut problems = Problems::default();
         let node = read(text.as_bytes(), &mut problems);
         prop_assert_eq!(node.is_none(), !problems.errors.is_empty());
