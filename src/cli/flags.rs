@@ -20,6 +20,8 @@ use std::time::Duration;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::cli::demo::DemoArgs;
+use crate::cli::sim::SimArgs;
 use crate::config::Source;
 use crate::config::resolve::go_bool;
 use crate::config::settings::{
@@ -52,22 +54,6 @@ pub struct Start {
     pub source: Source,
     /// Old spellings and flags without effect, for the log.
     pub warnings: Vec<Problem>,
-}
-
-/// Arguments of `sim`.
-#[derive(Args, Clone, Debug)]
-pub struct SimArgs {
-    /// Passed on to the simulator.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub rest: Vec<String>,
-}
-
-/// Arguments of `demo`.
-#[derive(Args, Clone, Debug)]
-pub struct DemoArgs {
-    /// Passed on to the demo.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub rest: Vec<String>,
 }
 
 #[derive(Subcommand, Clone, Debug)]
@@ -223,9 +209,12 @@ pub struct Flags {
     /// Remove control headers of the client's request before it goes on.
     #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     strip_control_headers: bool,
-    /// Tell the client in a response header how the endpoint was chosen.
+    /// Add `x-went-into-resp-headers: true` to every response, to see that it passed the picker.
     #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
     debug_response_header: bool,
+    /// Read the token counts of answers for the token metrics, even if no plugin needs them.
+    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    token_metrics: bool,
 }
 
 /// A size in bytes, or nothing.
@@ -483,6 +472,7 @@ impl Flags {
             tracing: self.tracing,
             strip_control_headers: self.strip_control_headers,
             debug_response_header: self.debug_response_header,
+            token_metrics: self.token_metrics,
         };
         ports(&settings.ports, problems);
         (settings, source)

@@ -229,6 +229,7 @@ impl Default for Settings {
             tracing: true,
             strip_control_headers: true,
             debug_response_header: false,
+            token_metrics: true,
         }
     }
 }
