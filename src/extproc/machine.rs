@@ -248,7 +248,10 @@ enum Response {
     Waiting,
     /// Headers were answered; `Outcome` is what it will be if it passes to its end.
     Streaming(Outcome),
-    Done,
+    /// It has passed. `trailers_open`: BUFFERED trailers may still come.
+    Done {
+        trailers_open: bool,
+    },
 }
 
 /// One stream. Feed it with [`Machine::on`].
@@ -366,10 +369,10 @@ impl Machine {
                     self.complete_collected(ending, out);
                 }
             }
-            Request::Abandoned { .. } | Request::Done { .. } if buffered => {
+            Request::Abandoned { taken: true } | Request::Done { .. } if buffered => {
                 out.push(Action::Reply(Reply::RequestBodyPass));
             }
-            Request::Abandoned { .. } => {}
+            Request::Abandoned { taken: true } => {}
             // A late empty end marker takes nothing and owes nothing.
             Request::Done { .. } if chunk.is_empty() => {}
             _ => self.violation("a request body came at the wrong time (request_header_mode must be SEND)", out),
@@ -384,8 +387,11 @@ impl Machine {
                 *trailers_open = false;
                 out.push(Action::Reply(Reply::RequestTrailers));
             }
-            Request::Abandoned { .. } if buffered => out.push(Action::Reply(Reply::RequestTrailers)),
-            Request::Abandoned { .. } => {}
+            Request::Abandoned { taken: true } if buffered => {
+                self.request = Request::Done { trailers_open: false };
+                out.push(Action::Reply(Reply::RequestTrailers));
+            }
+            Request::Abandoned { taken: true } => {}
             _ => self.violation("request trailers came at the wrong time", out),
         }
     }
@@ -498,7 +504,7 @@ impl Machine {
                     self.response_complete(outcome, end, out);
                 }
             }
-            Response::Done if chunk.is_empty() && !buffered => {}
+            Response::Done { .. } if chunk.is_empty() && !buffered => {}
             _ => self.violation("a response body came at the wrong time", out),
         }
     }
@@ -511,20 +517,28 @@ impl Machine {
                 self.response_complete(outcome, true, out);
             }
             // After the one body message of BUFFERED; see there.
-            Response::Done if self.modes.response == BodyMode::Buffered => {
+            Response::Done { trailers_open: true } => {
                 out.push(Action::Reply(Reply::ResponseTrailers));
-                self.close(Close::Ok, out);
+                self.response = Response::Done { trailers_open: false };
+                self.close_if_done(out);
             }
             _ => self.violation("response trailers came at the wrong time", out),
         }
     }
 
-    /// The response has passed. The stream ends with it (`last`: nothing more can come) unless the request is
-    /// half taken, where an OK could be read as "go on without it": then the peer must end the stream.
+    /// The response has passed; `last` if nothing more of it can come.
     fn response_complete(&mut self, outcome: Outcome, last: bool, out: &mut Actions) {
-        self.response = Response::Done;
+        self.response = Response::Done { trailers_open: !last };
         self.end(outcome, out);
-        if last && matches!(self.request, Request::Done { .. } | Request::Abandoned { taken: false }) {
+        if last {
+            self.close_if_done(out);
+        }
+    }
+
+    /// The stream ends with the response unless the request is half taken, where an OK could be read as "go on
+    /// without it": then the peer must end the stream.
+    fn close_if_done(&mut self, out: &mut Actions) {
+        if matches!(self.request, Request::Done { .. } | Request::Abandoned { taken: false }) {
             self.close(Close::Ok, out);
         }
     }
@@ -571,7 +585,7 @@ impl Machine {
                 self.close(Close::Unavailable, out);
             }
             // Routed and given back: the response passes without us (protocol 3.11).
-            (Request::Done { .. }, _) | (_, Response::Streaming(_) | Response::Done) => {
+            (Request::Done { .. }, _) | (_, Response::Streaming(_) | Response::Done { .. }) => {
                 let outcome = match self.outcome_when_gone(false) {
                     Outcome::ClientDisconnect => Outcome::Shutdown,
                     known => known,

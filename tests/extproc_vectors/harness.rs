@@ -197,8 +197,7 @@ impl Lab {
     pub fn record(&self) -> Record {
         let records = self.fake.records.lock();
         assert_eq!(records.len(), 1);
-        let record = records[0].lock().clone();
-        record
+        records[0].lock().clone()
     }
 
     /// Waits until so many streams have sent their first message.

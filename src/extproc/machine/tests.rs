@@ -238,6 +238,7 @@ proptest! {
                 }
                 _ => {}
             }
+            let dropped = matches!(event, Event::Dropped);
             let actions = feed(&mut machine, event, &decision);
             for action in &actions {
                 contract.check(action);
@@ -251,6 +252,7 @@ proptest! {
                     );
                 }
             }
+            contract.closed |= dropped;
             // A decided duplex request has been given back, in full, before anything else happens.
             let routed = actions.iter().find_map(|action| match action {
                 Action::Reply(Reply::RequestHeaders(answer)) => Some(answer),
@@ -272,8 +274,9 @@ proptest! {
             }
         }
         let gone = feed(&mut machine, Event::Dropped, &decision);
-        gone.iter().for_each(|action| contract.check(action));
-        prop_assert_eq!(contract.ended, 1);
+        let ends = gone.iter().filter(|action| matches!(action, Action::End(_))).count();
+        prop_assert_eq!(ends, gone.len(), "nothing but the end can follow a drop");
+        prop_assert_eq!(contract.ended + ends, 1);
         prop_assert!(feed(&mut machine, Event::Stop, &decision).is_empty(), "nothing follows the drop");
     }
 }
@@ -427,4 +430,32 @@ fn a_reply_made_before_us_is_the_first_message_and_the_stream_ends_with_it() {
     let last = Part::ResponseBody { chunk: Bytes::from_static(b"no"), end: true };
     let actions = feed(&mut machine, last, &Ok(route()));
     assert_eq!((outcome(&actions), close(&actions)), (Some(Outcome::LocalReply), Some(Close::Ok)));
+}
+
+#[test]
+fn buffered_trailers_are_answered_once_and_only_if_they_can_come() {
+    let decision = Ok(route());
+    let mut machine = Machine::new(rules(10));
+    feed(&mut machine, told(post(true), 2, 2), &decision);
+    feed(&mut machine, status("200", false), &decision);
+    feed(&mut machine, Part::ResponseBody { chunk: Bytes::new(), end: false }, &decision);
+    let actions = feed(&mut machine, Part::ResponseTrailers, &decision);
+    assert!(matches!(actions[..], [Action::Reply(Reply::ResponseTrailers), Action::Close(Close::Ok)]), "{actions:?}");
+
+    // The response headers ended the response while the request is half taken: trailers are out of place.
+    let mut machine = Machine::new(rules(10));
+    feed(&mut machine, told(post(false), 2, 2), &decision);
+    feed(&mut machine, status("408", true), &decision);
+    let actions = feed(&mut machine, Part::ResponseTrailers, &decision);
+    assert!(matches!(actions[..], [Action::Close(Close::Internal(_))]), "{actions:?}");
+}
+
+#[test]
+fn request_trailers_after_a_reply_made_before_us_are_out_of_place() {
+    for mode in [2, 4] {
+        let mut machine = Machine::new(rules(10));
+        feed(&mut machine, told(status("401", false), mode, mode), &Ok(route()));
+        let actions = feed(&mut machine, Part::RequestTrailers, &Ok(route()));
+        assert_eq!(close(&actions), Some(Close::Internal("request trailers came at the wrong time")));
+    }
 }
