@@ -137,7 +137,8 @@ impl Director {
         let mut attempts = 0;
         LOCAL.with_borrow_mut(|local| {
             let Local { scratch, candidates, rng } = local;
-            let rng = rng.get_or_insert_with(|| parts.settings.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed));
+            let rng = rng
+                .get_or_insert_with(|| parts.settings.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed));
             loop {
                 let seen = self.claims.seen();
                 let snapshot = parts.pool.snapshot();

@@ -18,7 +18,6 @@
 
 mod body;
 mod convert;
-pub mod drain;
 pub mod exchange;
 pub mod listener;
 mod live;
@@ -29,7 +28,6 @@ mod stream;
 mod subset;
 pub mod tls;
 
-pub use drain::{DrainControl, DrainSignal};
 pub use exchange::{CompleteRequest, Exchange, Exchanges, Route, SetHeader};
 pub use respond::{DESTINATION, DROPPED_REASON, SCORES};
 pub use service::{CONTROL_HEADERS, ExtProc, ExtProcServer, SERVICE_NAME, Settings};

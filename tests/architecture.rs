@@ -25,8 +25,19 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "app",
         &[
-            "domain", "scheduling", "dialect", "pool", "signals", "telemetry", "collector", "discovery", "config",
-            "extproc", "director", "admin", "lifecycle",
+            "domain",
+            "scheduling",
+            "dialect",
+            "pool",
+            "signals",
+            "telemetry",
+            "collector",
+            "discovery",
+            "config",
+            "extproc",
+            "director",
+            "admin",
+            "lifecycle",
         ],
     ),
     ("cli", &["app", "config", "domain", "sim", "lifecycle", "telemetry", "scheduling", "director"]),
@@ -48,8 +59,17 @@ const OWNED: &[(&str, &[&str])] = &[
 
 /// What the pure rooms must not touch.
 const PURE: &[&str] = &["domain", "scheduling"];
-const IMPURE: &[&str] =
-    &["tokio::", "tonic::", "hyper::", "kube::", "prost::", "Instant::now", "SystemTime", "fastrand::Rng::new", "std::env"];
+const IMPURE: &[&str] = &[
+    "tokio::",
+    "tonic::",
+    "hyper::",
+    "kube::",
+    "prost::",
+    "Instant::now",
+    "SystemTime",
+    "fastrand::Rng::new",
+    "std::env",
+];
 
 fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {

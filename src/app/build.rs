@@ -102,12 +102,8 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
             commit.endpoint_removed(endpoint);
         }
     };
-    let pool = Arc::new(Pool::new(
-        config.pool.clone(),
-        settings.intervals.staleness,
-        Arc::clone(&clock),
-        Box::new(forget),
-    ));
+    let pool =
+        Arc::new(Pool::new(config.pool.clone(), settings.intervals.staleness, Arc::clone(&clock), Box::new(forget)));
 
     let endpoints = endpoints(&config, &pool).await?;
     pool_synced.ready();
@@ -222,9 +218,10 @@ fn parts_of(
         kind: p.kind,
         producer: Arc::clone(&p.producer),
     });
-    let parsers = config.parsers.iter().filter_map(|parser| {
-        dialect::TABLE.iter().find(|row| row.about.kind == parser.kind).map(|row| (row.make)())
-    });
+    let parsers = config
+        .parsers
+        .iter()
+        .filter_map(|parser| dialect::TABLE.iter().find(|row| row.about.kind == parser.kind).map(|row| (row.make)()));
     director::Parts {
         pool: Arc::clone(pool),
         scheduler: config.scheduler.clone(),
@@ -258,10 +255,7 @@ fn observe(config: &Config, metrics: &Arc<Metrics>, pool: &Arc<Pool>, clock: &Ar
     metrics.watch_pool(Arc::clone(clock), in_flight, move || shown.snapshot().clone());
     let producers = config.producers.clone();
     metrics.watch_prefix_size(move || {
-        producers
-            .iter()
-            .filter_map(|p| Some((p.name.to_string(), p.kind.to_owned(), p.producer.size()?)))
-            .collect()
+        producers.iter().filter_map(|p| Some((p.name.to_string(), p.kind.to_owned(), p.producer.size()?))).collect()
     });
 }
 

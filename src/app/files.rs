@@ -17,7 +17,8 @@ use crate::pool::Pool;
 /// Every problem of the file, one per line, as `file:line:column: path: message`.
 pub fn endpoints(path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<EndpointSpec>> {
     let mut problems = Problems::default();
-    let specs = config::yaml::read(bytes, &mut problems).map(|node| file::decode(&node, &mut problems)).unwrap_or_default();
+    let specs =
+        config::yaml::read(bytes, &mut problems).map(|node| file::decode(&node, &mut problems)).unwrap_or_default();
     if problems.errors.is_empty() {
         return Ok(specs);
     }

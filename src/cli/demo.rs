@@ -47,7 +47,9 @@ pub struct DemoArgs {
 pub fn run(args: &DemoArgs, environment: &BTreeMap<String, String>, out: &mut dyn Write) -> anyhow::Result<()> {
     let binary = match &args.envoy {
         Some(path) => path.clone(),
-        None => envoy::find_binary(environment).context("the demo needs a real Envoy; fetch it with scripts/get-envoy")?,
+        None => {
+            envoy::find_binary(environment).context("the demo needs a real Envoy; fetch it with scripts/get-envoy")?
+        }
     };
     tokio::runtime::Runtime::new().context("cannot start the runtime")?.block_on(async {
         let mut shutdown = Shutdown::install().context("cannot listen for signals")?;

@@ -58,11 +58,16 @@ fn describe(request: &InferenceRequest, decision: &Decision, signals: &Signals) 
             let picked: Vec<Value> = profile
                 .picked
                 .iter()
-                .map(|r| json!({ "endpoint": r.endpoint.name(), "address": r.endpoint.destination(), "score": r.score }))
+                .map(
+                    |r| json!({ "endpoint": r.endpoint.name(), "address": r.endpoint.destination(), "score": r.score }),
+                )
                 .collect();
             let explanation = profile.explanation.as_ref().map(|explanation| {
-                let scorers: Vec<Value> =
-                    explanation.scorers.iter().map(|(name, weight)| json!({ "name": name.as_ref(), "weight": weight })).collect();
+                let scorers: Vec<Value> = explanation
+                    .scorers
+                    .iter()
+                    .map(|(name, weight)| json!({ "name": name.as_ref(), "weight": weight }))
+                    .collect();
                 let candidates: Vec<Value> = explanation
                     .candidates
                     .iter()

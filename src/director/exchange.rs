@@ -97,7 +97,8 @@ impl DirectedExchange {
         let CompleteRequest { headers, body, has_body, subset } = complete;
         let director = Arc::clone(&self.director);
         let parts = director.parts();
-        let control = |names: &[&str]| headers.first_of(names).filter(|v| !v.is_empty() && v.len() <= MAX_CONTROL_VALUE);
+        let control =
+            |names: &[&str]| headers.first_of(names).filter(|v| !v.is_empty() && v.len() <= MAX_CONTROL_VALUE);
 
         let mut set_headers: Vec<(Cow<'static, str>, Bytes)> = Vec::new();
         let request = &mut self.request;
@@ -223,7 +224,9 @@ impl DirectedExchange {
                     }
                     let tokens = usage.completion_tokens.unwrap_or(0);
                     metrics.observe_ntpot(total, tokens);
-                    if let (true, Some(first), Some(last)) = (answer.streamed, answer.first_chunk_at, answer.last_chunk_at) {
+                    if let (true, Some(first), Some(last)) =
+                        (answer.streamed, answer.first_chunk_at, answer.last_chunk_at)
+                    {
                         metrics.observe_tpot(last.since(first), tokens);
                         if answer.gaps.count > 0 {
                             metrics.observe_itl(answer.gaps.total / answer.gaps.count);

@@ -60,8 +60,10 @@ pub trait Exchange: Send + 'static {
     /// for answers that the data plane made itself.
     fn response_headers(&mut self, status: u16, headers: Headers, served: Option<&str>, end: bool) -> Vec<SetHeader>;
 
-    /// A piece of the response body; `end` on the last, which may be empty.
-    fn response_body(&mut self, chunk: &Bytes, end: bool);
+    /// A piece of the response body; `end` on the last, which may be empty. `Some` passes these pieces on in
+    /// place of the chunk (possibly none, when something must be held back); `None` passes the chunk. Where
+    /// the data plane buffers the response it cannot be changed, and the result is ignored.
+    fn response_body(&mut self, chunk: &Bytes, end: bool) -> Option<SmallVec<[Bytes; 3]>>;
 
     /// How it ended.
     fn end(&mut self, outcome: Outcome);

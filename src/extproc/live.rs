@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::exchange::{CompleteRequest, Exchange, Route, SetHeader};
 use crate::domain::{Headers, Outcome, Rejection};
@@ -39,11 +40,15 @@ impl<X: Exchange> Live<X> {
         })
     }
 
-    /// Shows a piece of the response; panics as in [`Live::response_headers`].
-    pub fn response_body(&mut self, chunk: &Bytes, end: bool) {
-        if self.0.is_some() && self.guarded("response_body", |exchange| exchange.response_body(chunk, end)).is_none() {
+    /// Shows a piece of the response and returns what to pass on in its place, if anything; panics as in
+    /// [`Live::response_headers`].
+    pub fn response_body(&mut self, chunk: &Bytes, end: bool) -> Option<SmallVec<[Bytes; 3]>> {
+        self.0.as_ref()?;
+        let shown = self.guarded("response_body", |exchange| exchange.response_body(chunk, end));
+        if shown.is_none() {
             self.end(Outcome::InternalError);
         }
+        shown.flatten()
     }
 
     /// Ends the exchange, the first time.

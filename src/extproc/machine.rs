@@ -144,8 +144,14 @@ pub enum Action {
     Decide(Box<CompleteRequest>),
     /// Show the response headers to the exchange and send [`Reply::ResponseHeaders`] with what it adds.
     AnswerResponseHeaders { status: u16, headers: Headers, served: Option<Box<str>>, end: bool },
-    /// Show a piece of the response body to the exchange.
+    /// Show a piece of the response body to the exchange; it has been passed on as it is.
     ObserveResponseBody { chunk: Bytes, end: bool },
+    /// Show a piece of the response body to the exchange and pass on what it makes of it
+    /// ([`response_replies`]).
+    AnswerResponseBody { chunk: Bytes, end: bool },
+    /// Tell the exchange that the body has ended with trailers, pass on what it held back (without an end
+    /// flag), then the trailers.
+    AnswerResponseTrailers,
     /// Send this.
     Reply(Reply),
     /// Tell the exchange how it ended.
@@ -493,13 +499,12 @@ impl Machine {
         match self.response {
             Response::Streaming(outcome) if self.modes.response != BodyMode::None => {
                 if buffered {
+                    // One message; trailers (if any) follow one without the end flag.
                     out.push(Action::Reply(Reply::ResponseBodyPass));
+                    out.push(Action::ObserveResponseBody { chunk, end: true });
                 } else {
-                    let parts = std::slice::from_ref(&chunk);
-                    give_back(parts, end, out, |piece, end| Reply::ResponseBody { piece, end });
+                    out.push(Action::AnswerResponseBody { chunk, end });
                 }
-                // BUFFERED sends one message, and trailers (if any) follow one without the end flag.
-                out.push(Action::ObserveResponseBody { chunk, end: end || buffered });
                 if end || buffered {
                     self.response_complete(outcome, end, out);
                 }
@@ -512,8 +517,7 @@ impl Machine {
     fn response_trailers(&mut self, out: &mut Actions) {
         match self.response {
             Response::Streaming(outcome) => {
-                out.push(Action::Reply(Reply::ResponseTrailers));
-                out.push(Action::ObserveResponseBody { chunk: Bytes::new(), end: true });
+                out.push(Action::AnswerResponseTrailers);
                 self.response_complete(outcome, true, out);
             }
             // After the one body message of BUFFERED; see there.
@@ -648,6 +652,17 @@ pub fn shutting_down() -> Rejection {
     Rejection::ServiceUnavailable {
         message: "the endpoint picker is shutting down".into(),
         reason: RejectionReason::ShuttingDown,
+    }
+}
+
+/// The replies to a piece of the response that is passed on as `parts`.
+pub fn response_replies(parts: &[Bytes], end: bool, mut emit: impl FnMut(Reply)) {
+    let mut actions = Actions::new();
+    give_back(parts, end, &mut actions, |piece, end| Reply::ResponseBody { piece, end });
+    for action in actions {
+        if let Action::Reply(reply) = action {
+            emit(reply);
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use tonic::codec::CompressionEncoding;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::drain::DrainSignal;
 use super::exchange::Exchanges;
 use super::machine::Rules;
 use super::stream::ExchangeStream;
+use crate::lifecycle::drain::DrainWatcher;
 use crate::pb::envoy::service::ext_proc::v3::ProcessingRequest;
 use crate::pb::envoy::service::ext_proc::v3::external_processor_server::{ExternalProcessor, ExternalProcessorServer};
 
@@ -72,7 +72,7 @@ pub(super) struct Shared<E> {
     pub(super) settings: Settings,
     pub(super) rules: Arc<Rules>,
     pub(super) open: Arc<AtomicUsize>,
-    pub(super) drain: DrainSignal,
+    pub(super) drain: DrainWatcher,
 }
 
 /// The service as a gRPC router or an HTTP/2 connection takes it.
@@ -90,8 +90,9 @@ impl<E> Clone for ExtProc<E> {
 }
 
 impl<E: Exchanges> ExtProc<E> {
-    /// A service that opens its exchanges on `exchanges` and ends when `drain` says so.
-    pub fn new(exchanges: Arc<E>, settings: Settings, drain: DrainSignal) -> Self {
+    /// A service that opens its exchanges on `exchanges`. Every stream delays the drain until it ends; those
+    /// that remain when the drain forces are ended, and later ones are refused.
+    pub fn new(exchanges: Arc<E>, settings: Settings, drain: DrainWatcher) -> Self {
         let remove_request_headers = settings
             .remove_request_headers
             .iter()

@@ -14,16 +14,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use futures_core::Stream;
 use tokio::task::JoinHandle;
 use tonic::{Code, Status};
 
 use super::exchange::{CompleteRequest, Exchanges, Route};
 use super::live::Live;
-use super::machine::{Action, Close, Event, Machine, ReadFailure, Reply};
+use super::machine::{Action, Close, Event, Machine, ReadFailure, Reply, response_replies};
 use super::service::Shared;
 use super::{convert, respond};
 use crate::domain::Rejection;
+use crate::lifecycle::drain::{DrainHold, Step};
 use crate::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
 
 /// Messages taken in one poll without an answer before other tasks get a turn.
@@ -46,6 +48,7 @@ pub struct ExchangeStream<E: Exchanges, S> {
     closing: Option<Close>,
     forced: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _open: OpenStream,
+    _hold: DrainHold,
 }
 
 /// Counts a stream while it lives.
@@ -77,6 +80,7 @@ impl<E: Exchanges, S> ExchangeStream<E, S> {
             closing: None,
             forced: None,
             _open: OpenStream::new(&shared.open),
+            _hold: shared.drain.hold(),
             shared,
         }
     }
@@ -85,7 +89,7 @@ impl<E: Exchanges, S> ExchangeStream<E, S> {
         self.step(|stream| {
             if !std::mem::replace(&mut stream.begun, true) {
                 stream.live = Some(Live::new(stream.shared.exchanges.open()));
-                if stream.shared.drain.refuses_new() {
+                if stream.shared.drain.step() == Step::Forcing {
                     return stream.apply(Event::Stop);
                 }
             }
@@ -134,7 +138,7 @@ impl<E: Exchanges, S> ExchangeStream<E, S> {
                             .map(|live| live.response_headers(status, headers, served.as_deref(), end))
                             .unwrap_or_default();
                         if self.shared.settings.mark_responses {
-                            added.push((respond::DEBUG_MARKER.into(), bytes::Bytes::from_static(b"true")));
+                            added.push((respond::DEBUG_MARKER.into(), Bytes::from_static(b"true")));
                         }
                         self.reply(Reply::ResponseHeaders(added));
                     }
@@ -142,6 +146,16 @@ impl<E: Exchanges, S> ExchangeStream<E, S> {
                         if let Some(live) = &mut self.live {
                             live.response_body(&chunk, end);
                         }
+                    }
+                    Action::AnswerResponseBody { chunk, end } => {
+                        let changed = self.live.as_mut().and_then(|live| live.response_body(&chunk, end));
+                        let parts = changed.as_deref().unwrap_or(std::slice::from_ref(&chunk));
+                        response_replies(parts, end, |reply| self.ready.push_back(reply));
+                    }
+                    Action::AnswerResponseTrailers => {
+                        let held = self.live.as_mut().and_then(|live| live.response_body(&Bytes::new(), true));
+                        response_replies(&held.unwrap_or_default(), false, |reply| self.ready.push_back(reply));
+                        self.reply(Reply::ResponseTrailers);
                     }
                     Action::End(outcome) => {
                         if let Some(mut live) = self.live.take() {
@@ -178,7 +192,11 @@ impl<E: Exchanges, S> ExchangeStream<E, S> {
 
     fn poll_forced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Self { forced, shared, .. } = self;
-        forced.get_or_insert_with(|| Box::pin(shared.drain.forced())).as_mut().poll(cx)
+        let forced = forced.get_or_insert_with(|| {
+            let drain = shared.drain.clone();
+            Box::pin(async move { drain.forced().await })
+        });
+        forced.as_mut().poll(cx)
     }
 }
 

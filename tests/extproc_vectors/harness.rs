@@ -12,16 +12,19 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
 use pointsman::domain::{Headers, Outcome, Rejection};
-use pointsman::extproc::drain::{self, DrainControl};
-use pointsman::extproc::machine::{Action, Answer, Event, Machine, Message, Modes, Part, Reply, Rules};
+use pointsman::extproc::machine::{
+    Action, Answer, Event, Machine, Message, Modes, Part, Reply, Rules, response_replies,
+};
 use pointsman::extproc::machine::{BodyMode, Close};
 use pointsman::extproc::{CONTROL_HEADERS, CompleteRequest, Exchange, Exchanges, ExtProc, Route, SetHeader, Settings};
 use pointsman::extproc::{DESTINATION, DROPPED_REASON, SubsetHint};
+use pointsman::lifecycle::drain::{self, DrainTrigger};
 use pointsman::pb::envoy::config::core::v3 as core;
 use pointsman::pb::envoy::service::ext_proc::v3 as wire;
 use pointsman::pb::envoy::service::ext_proc::v3::external_processor_client::ExternalProcessorClient;
 use pointsman::pb::pointsman::wire::v1 as meta;
 use prost::Message as _;
+use smallvec::SmallVec;
 use tokio::sync::mpsc;
 use tonic::transport::{Channel, Endpoint};
 
@@ -93,10 +96,11 @@ impl Exchange for FakeExchange {
         headers.get("x-token").map(|token| ("x-session-token".into(), token.to_owned().into())).into_iter().collect()
     }
 
-    fn response_body(&mut self, chunk: &Bytes, end: bool) {
+    fn response_body(&mut self, chunk: &Bytes, end: bool) -> Option<SmallVec<[Bytes; 3]>> {
         let mut record = self.1.lock();
         record.response.extend_from_slice(chunk);
         record.response_ended += usize::from(end);
+        None
     }
 
     fn end(&mut self, outcome: Outcome) {
@@ -135,7 +139,7 @@ pub fn decide(pods: &[SocketAddr], request: &CompleteRequest) -> Result<Route, R
 pub struct Lab {
     pub fake: Arc<Fake>,
     pub service: ExtProc<SharedFake>,
-    pub drain: DrainControl,
+    pub drain: Option<DrainTrigger>,
     pub channel: Channel,
     server: tokio::task::JoinHandle<()>,
 }
@@ -163,7 +167,7 @@ pub async fn lab(pod_count: usize, settings: Settings) -> Lab {
         }
     });
     let channel = Endpoint::from_shared(format!("http://{address}")).expect("a URI").connect().await.expect("connects");
-    Lab { fake, service, drain, channel, server }
+    Lab { fake, service, drain: Some(drain), channel, server }
 }
 
 /// A call in progress.
@@ -545,6 +549,10 @@ impl Bench {
                         said.push(describe(&Reply::ResponseHeaders(Vec::new()), given));
                     }
                     Action::ObserveResponseBody { .. } => {}
+                    Action::AnswerResponseBody { chunk, end } => {
+                        response_replies(&[chunk], end, |reply| said.push(describe(&reply, given)));
+                    }
+                    Action::AnswerResponseTrailers => said.push(describe(&Reply::ResponseTrailers, given)),
                     Action::Reply(reply) => said.push(describe(&reply, given)),
                     Action::End(outcome) => assert!(self.outcome.replace(outcome).is_none()),
                     Action::Close(how) => self.closed = Some(how),

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use pointsman::domain::Outcome;
@@ -232,8 +233,8 @@ async fn out_of_order_messages_end_safely() {
 }
 
 #[tokio::test]
-async fn drain_refuses_the_new_keeps_the_open_and_forces_the_rest() {
-    let lab = lab(3, Settings::default()).await;
+async fn drain_waits_for_open_streams_then_forces_the_rest_and_refuses_the_new() {
+    let mut lab = lab(3, Settings::default()).await;
     let (mut undecided, mut routed, mut responding) = (lab.call().await, lab.call().await, lab.call().await);
     send(&undecided, &[post()]);
     lab.opened(1).await;
@@ -245,16 +246,19 @@ async fn drain_refuses_the_new_keeps_the_open_and_forces_the_rest() {
     replies(&mut responding, 1).await;
     assert_eq!(lab.service.open_streams(), 3);
 
-    lab.drain.refuse_new();
+    let trigger = lab.drain.take().expect("a drain");
+    let watcher = trigger.watcher();
+    let draining = tokio::spawn(trigger.drain(Duration::from_millis(200)));
+    watcher.refusing().await;
     let refusal = "I 503 rejected-shutting-down inference error: ServiceUnavailable - \
                    the endpoint picker is shutting down";
-    let mut new = lab.call().await;
-    send(&new, &[post()]);
-    assert_eq!(rest(&mut new).await.0, [refusal]);
     send(&responding, &[answer("data: 1\n\n", false)]);
     assert_eq!(replies(&mut responding, 1).await, ["RB 9"], "open streams continue");
 
-    lab.drain.force();
+    assert_eq!(draining.await.expect("drained").forced, 3);
+    let mut new = lab.call().await;
+    send(&new, &[post()]);
+    assert_eq!(rest(&mut new).await.0, [refusal]);
     let (said, status) = rest(&mut undecided).await;
     assert_eq!(said, [refusal]);
     assert!(status.is_ok());

@@ -45,7 +45,9 @@ pub async fn with_system_prompt(stack: &Stack, out: &mut dyn Write) -> anyhow::R
     let user = |text: &str| json!({ "role": "user", "content": text });
     let mut rows = Vec::new();
     let mut first = None;
-    for (label, question) in [("1 capital of France?", FRANCE), ("2 capital of Germany?", GERMANY), ("3 quantum computing", QUANTUM)] {
+    for (label, question) in
+        [("1 capital of France?", FRANCE), ("2 capital of Germany?", GERMANY), ("3 quantum computing", QUANTUM)]
+    {
         let answered = chat(stack.proxy(), json!([system, user(question)])).await?;
         rows.push(row(stack, label, &answered));
         first.get_or_insert(answered);
@@ -66,10 +68,14 @@ pub async fn with_system_prompt(stack: &Stack, out: &mut dyn Write) -> anyhow::R
 pub async fn conversation(stack: &Stack, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut messages = vec![json!({ "role": "system", "content": format!("Session of a gardener. {SYSTEM}") })];
     let mut rows = Vec::new();
-    for (turn, question) in
-        ["When do I sow carrots?", "And which soil do they like?", "What grows well beside them?", "When is the harvest?"]
-            .into_iter()
-            .enumerate()
+    for (turn, question) in [
+        "When do I sow carrots?",
+        "And which soil do they like?",
+        "What grows well beside them?",
+        "When is the harvest?",
+    ]
+    .into_iter()
+    .enumerate()
     {
         messages.push(json!({ "role": "user", "content": question }));
         let answered = chat(stack.proxy(), Value::from(messages.clone())).await?;
@@ -82,7 +88,9 @@ pub async fn conversation(stack: &Stack, out: &mut dyn Write) -> anyhow::Result<
 /// The questions alone, as completions.
 pub async fn raw_questions(stack: &Stack, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut rows = Vec::new();
-    for (label, question) in [("1 capital of France?", FRANCE), ("2 capital of Germany?", GERMANY), ("3 quantum computing", QUANTUM)] {
+    for (label, question) in
+        [("1 capital of France?", FRANCE), ("2 capital of Germany?", GERMANY), ("3 quantum computing", QUANTUM)]
+    {
         let body = json!({ "model": MODEL, "prompt": question, "max_tokens": 8 });
         let answered = post(stack.proxy(), "/v1/completions", &body).await?;
         rows.push(row(stack, label, &answered));
@@ -132,7 +140,13 @@ pub async fn mixed(stack: &Stack, servers: &Servers, count: u32, out: &mut dyn W
         })
         .collect();
     table::print(out, &["endpoint", "requests", "prompt tokens", "cached tokens", "hit rate"], &rows)?;
-    writeln!(out, "    all: {} of {} prompt tokens came from a cache ({})\n", tokens.1, tokens.0, percent(tokens.1, tokens.0))?;
+    writeln!(
+        out,
+        "    all: {} of {} prompt tokens came from a cache ({})\n",
+        tokens.1,
+        tokens.0,
+        percent(tokens.1, tokens.0)
+    )?;
     Ok(())
 }
 
@@ -144,7 +158,16 @@ fn show(out: &mut dyn Write, title: &str, rows: &[Vec<String>]) -> anyhow::Resul
     writeln!(out, "\n    {title}:")?;
     table::print(
         out,
-        &["request", "endpoint", "prompt", "cached", "prefix-cache-scorer ×2", "load-aware-scorer ×1", "total", "best other"],
+        &[
+            "request",
+            "endpoint",
+            "prompt",
+            "cached",
+            "prefix-cache-scorer ×2",
+            "load-aware-scorer ×1",
+            "total",
+            "best other",
+        ],
         rows,
     )?;
     writeln!(out)?;
@@ -166,7 +189,8 @@ fn row(stack: &Stack, label: &str, answered: &Answered) -> Vec<String> {
         .unwrap_or_default();
     let value = |name: &str| values.get(name).map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
     let total = |c: &Value| c["total"].as_f64().unwrap_or(0.0);
-    let other = candidates.iter().filter(|c| c["endpoint"] != answered.endpoint.as_str()).map(|c| total(c)).reduce(f64::max);
+    let other =
+        candidates.iter().filter(|c| c["endpoint"] != answered.endpoint.as_str()).map(|c| total(c)).reduce(f64::max);
     vec![
         label.to_owned(),
         answered.endpoint.clone(),

@@ -101,13 +101,9 @@ impl Drop for Folder {
 impl Stack {
     /// Starts a picker with prefix weight 2 and load weight 1 and an Envoy on `port`. `block_tokens`
     /// sets the block size of the prefix index; `None` leaves it to the engines (at least 64).
-    pub async fn start(
-        servers: &Servers,
-        envoy: &Path,
-        port: u16,
-        block_tokens: Option<u32>,
-    ) -> anyhow::Result<Self> {
-        let folder = Folder(std::env::temp_dir().join(format!("pointsman-demo-{}", uuid::Uuid::from_u128(fastrand::u128(..)))));
+    pub async fn start(servers: &Servers, envoy: &Path, port: u16, block_tokens: Option<u32>) -> anyhow::Result<Self> {
+        let folder =
+            Folder(std::env::temp_dir().join(format!("pointsman-demo-{}", uuid::Uuid::from_u128(fastrand::u128(..)))));
         std::fs::create_dir_all(&folder.0).with_context(|| format!("cannot create {}", folder.0.display()))?;
         let endpoints = folder.0.join("endpoints.yaml");
         std::fs::write(&endpoints, servers.endpoints_yaml())?;
@@ -122,8 +118,11 @@ impl Stack {
         let source = Source::Text(document(&endpoints, block_tokens));
         let config = config::load(&source, settings, &Tables::standard(), Purpose::Serve)
             .map_err(|e| anyhow::anyhow!("{}", e.lines().collect::<Vec<_>>().join("\n")))?;
-        let environment =
-            Environment { bind: IpAddr::V4(Ipv4Addr::LOCALHOST), grace: Duration::from_secs(1), ..Environment::default() };
+        let environment = Environment {
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            grace: Duration::from_secs(1),
+            ..Environment::default()
+        };
         let app = app::build(config, environment, Arc::new(SystemClock::new())).await?;
         let (grpc, admin) = (app.addresses.grpc, app.addresses.metrics);
         let decisions = Arc::clone(&app.director.parts().decisions);

@@ -70,6 +70,11 @@ impl Contract {
             Action::End(_) => self.ended += 1,
             Action::Close(_) => self.closed = true,
             Action::ObserveResponseBody { .. } => assert!(self.response_answered),
+            Action::AnswerResponseBody { chunk, end } => {
+                assert!(self.response_answered);
+                response_replies(std::slice::from_ref(chunk), *end, |reply| self.reply(&reply));
+            }
+            Action::AnswerResponseTrailers => self.reply(&Reply::ResponseTrailers),
             Action::AnswerResponseHeaders { end, .. } => {
                 assert!(!self.response_answered);
                 self.response_answered = true;
