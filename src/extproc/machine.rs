@@ -383,6 +383,11 @@ impl Machine {
         let buffered = self.modes.request == BodyMode::Buffered;
         match &mut self.request {
             Request::Collecting { .. } if !buffered => self.complete_collected(Ending::Trailers, out),
+            // The headers have been let go and there is no body message to write the pick on.
+            Request::Collecting { .. } => self.violation(
+                "a request with trailers and no body cannot be routed in BUFFERED mode: use FULL_DUPLEX_STREAMED",
+                out,
+            ),
             Request::Done { trailers_open } if *trailers_open => {
                 *trailers_open = false;
                 out.push(Action::Reply(Reply::RequestTrailers));
