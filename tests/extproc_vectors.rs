@@ -373,6 +373,14 @@ fn mode_vectors() -> Vec<Vector> {
             .step(get(), ["H -> 192.168.1.1:8000 +x-request-id=made"])
             .step(In::Rh(vec![(":status", "200")], true), ["RH"])
             .ends(Outcome::Completed),
+        Vector::new("BUFFERED trailers without a body", modes(2, 2))
+            .step(post(), ["H pass"])
+            .step(
+                In::T,
+                ["I 500 - inference error: Internal - a request with trailers and no body cannot be routed in \
+                  BUFFERED mode: use FULL_DUPLEX_STREAMED"],
+            )
+            .ends(Outcome::InternalError),
         Vector::new("BUFFERED refusal", modes(2, 2))
             .step(post(), ["H pass"])
             .step(chunk("{}", true), ["I 400 - inference error: BadRequest - model not found in request body"])

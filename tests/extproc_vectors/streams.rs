@@ -294,7 +294,7 @@ async fn streams_dropped_anywhere_leave_nothing_behind() {
         let mut tasks = Vec::new();
         for stream in 0..100 {
             let (lab, sent, read, half) = (lab.clone(), rng.usize(..=6), rng.usize(..=4), rng.bool());
-            let turns = rng.usize(..200);
+            let turns = rng.usize(..80);
             tasks.push(tokio::spawn(async move {
                 let mut call = lab.call().await;
                 send(&call, &script(batch * 100 + stream)[..sent]);
