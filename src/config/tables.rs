@@ -438,3 +438,19 @@ pub(super) const UPSTREAM: &[&str] = &[
     "vllmhttp-parser",
     "weighted-random-picker",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_type_is_in_two_rows_and_the_upstream_list_is_sorted() {
+        let tables = Tables::standard();
+        let mut kinds: Vec<&str> = tables.rows().map(|r| r.about.kind).collect();
+        let rows = kinds.len();
+        kinds.sort_unstable();
+        kinds.dedup();
+        assert_eq!(kinds.len(), rows);
+        assert!(UPSTREAM.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+}
