@@ -1,8 +1,8 @@
 //! Flags: names, defaults and syntax of the picker we replace, its older generations, and our own.
 //!
-//! Three steps. [`normalise`](spelling::normalise) rewrites every spelling to `--name=value` and deals
+//! Three steps. `spelling` rewrites every spelling to `--name=value` and deals
 //! with flags that only older releases had; clap types the values, once per wrong one, so that all
-//! wrong flags are reported together; [`Flags::settle`] checks what concerns several flags and gives
+//! wrong flags are reported together; `Flags::settle` checks what concerns several flags and gives
 //! [`Settings`].
 //!
 //! Rejected: clap alone. It stops at the first error, has no single-dash long flags, and takes

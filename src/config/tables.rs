@@ -168,7 +168,7 @@ params! {
     }
 }
 
-/// Data sources, until `collector` brings its own table.
+/// Data sources. `collector` may not be imported from here: the app can replace these by its own.
 fn sources() -> Vec<Kind> {
     vec![Kind::new::<MetricsSource>(
         "metrics-data-source",
@@ -227,7 +227,7 @@ params! {
     }
 }
 
-/// Extractors, until `collector` brings its own table.
+/// Extractors; as for the data sources.
 fn extractors() -> Vec<Kind> {
     vec![Kind::new::<CoreExtractor>(
         "core-metrics-extractor",
@@ -264,7 +264,7 @@ params! {
     }
 }
 
-/// Discovery, until `discovery` brings its own table.
+/// Discovery; as for the data sources.
 fn discovery() -> Vec<Kind> {
     vec![Kind::new::<FileDiscovery>(
         "file-discovery",
