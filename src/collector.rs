@@ -1,6 +1,6 @@
 //! Reads every endpoint's metrics page and reports its load.
 //!
-//! One task for each endpoint ([`endpoint`]) with its own connection ([`scrape`]), timeout and back-off, so that one
+//! One task for each endpoint (`endpoint`) with its own connection (`scrape`), timeout and back-off, so that one
 //! slow or dead server delays no other. A page is read as it arrives ([`parse`]), only for the series that
 //! plugins asked for ([`mapping`]), into one [`LoadSample`] ([`reading`]). The parameters come from two
 //! plugins ([`plugins`]).
@@ -188,7 +188,7 @@ struct Collector {
     running: HashMap<Slot, Running>,
 }
 
-/// Polls the endpoints of `topology`, as it changes, until `stop` completes.
+/// Polls the endpoints of `topology`, as it changes, until `stop` turns true or its sender is gone.
 ///
 /// # Errors
 /// With https, if a certificate file cannot be used; [`tls::load`] finds out beforehand.
@@ -197,23 +197,24 @@ pub async fn run(
     mut topology: watch::Receiver<Arc<Topology>>,
     sink: Arc<dyn SampleSink>,
     clock: Arc<dyn Clock>,
-    stop: impl Future<Output = ()>,
+    mut stop: watch::Receiver<bool>,
 ) -> Result<(), TlsError> {
     let plans: Vec<_> = settings.engines.iter().map(|e| Arc::new(Plan::new(e, &settings.wanted))).collect();
     if plans.iter().all(|p| p.is_empty()) {
         tracing::info!("no plugin reads a metric, so no metrics page is fetched");
-        stop.await;
+        let _ = stop.wait_for(|stopping| *stopping).await;
         return Ok(());
     }
     let tls = tls::load(&settings)?;
-    tokio::pin!(stop);
     let mut collector = Collector { settings, tls, plans, sink, clock, tasks: JoinSet::new(), running: HashMap::new() };
     let mut discovery = true;
+    // A defect that shows on every page must not spin.
+    let restart = collector.settings.interval.saturating_mul(20).min(endpoint::MAX_PAUSE);
     let now = Arc::clone(&topology.borrow_and_update());
     collector.reconcile(&now, Duration::ZERO);
     loop {
         tokio::select! {
-            () = &mut stop => return Ok(()),
+            _ = stop.wait_for(|stopping| *stopping) => return Ok(()),
             changed = topology.changed(), if discovery => match changed {
                 Ok(()) => {
                     let now = Arc::clone(&topology.borrow_and_update());
@@ -225,7 +226,7 @@ pub async fn run(
             Some(ended) = collector.tasks.join_next_with_id() => {
                 if collector.bury(ended) {
                     let now = Arc::clone(&topology.borrow());
-                    collector.reconcile(&now, endpoint::MAX_PAUSE);
+                    collector.reconcile(&now, restart);
                 }
             }
         }

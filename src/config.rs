@@ -2,7 +2,7 @@
 //!
 //! Two types, as a rule: [`document::Document`] is what was written, strict and with positions;
 //! [`Config`] is what it means, with every default filled in and every plugin built. Between them:
-//! [`yaml`] (text to values with places), [`legacy`] (older generations to today's shape), [`resolve`]
+//! [`yaml`] (text to values with places), [`legacy`] (older generations to today's shape), [`resolve`](mod@resolve)
 //! (defaults, references, validation). [`tables`] says which types exist, [`settings`] what the flags
 //! said, [`error`] how problems read.
 //!

@@ -1,13 +1,14 @@
 //! Flags: names, defaults and syntax of the picker we replace, its older generations, and our own.
 //!
-//! Three steps. [`normalise`](spelling::normalise) rewrites every spelling to `--name=value` and deals
+//! Three steps. `spelling` rewrites every spelling to `--name=value` and deals
 //! with flags that only older releases had; clap types the values, once per wrong one, so that all
-//! wrong flags are reported together; [`Flags::settle`] checks what concerns several flags and gives
+//! wrong flags are reported together; `Flags::settle` checks what concerns several flags and gives
 //! [`Settings`].
 //!
 //! Rejected: clap alone. It stops at the first error, has no single-dash long flags, and takes
 //! `--tracing false` where Go means a flag and a stray word.
 
+mod errors;
 mod spelling;
 #[cfg(test)]
 mod tests;
@@ -17,7 +18,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::demo::DemoArgs;
@@ -105,10 +106,10 @@ pub struct Flags {
     #[arg(long, value_name = "PORT,…", value_delimiter = ',')]
     endpoint_target_ports: Vec<String>,
     /// Ignore the subset of endpoints that the proxy names in the metadata.
-    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     disable_endpoint_subset_filter: bool,
     /// Write the score of every endpoint to the dynamic metadata.
-    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     emit_endpoint_scores: bool,
     /// File with the EndpointPickerConfig; read once at start.
     #[arg(long, value_name = "FILE", default_value = "")]
@@ -117,7 +118,7 @@ pub struct Flags {
     #[arg(long, value_name = "YAML", default_value = "")]
     config_text: String,
     /// Permit plugins that are marked experimental.
-    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     allow_experimental_plugins: bool,
     /// Time between two scrapes of a model server, at least 50ms.
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = duration)]
@@ -129,7 +130,7 @@ pub struct Flags {
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     metrics_staleness_threshold: Duration,
     /// Serve only while holding the Lease (several replicas, one active).
-    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     ha_enable_leader_election: bool,
     /// How long ext_proc keeps serving after SIGTERM.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
@@ -141,13 +142,13 @@ pub struct Flags {
     #[arg(long, value_name = "SIZE", default_value = "", value_parser = size)]
     grpc_max_send_msg_size: Size,
     /// TLS on the ext_proc port; self-signed without --cert-path.
-    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     secure_serving: bool,
     /// Directory with tls.crt and tls.key.
     #[arg(long, value_name = "DIR", default_value = "")]
     cert_path: String,
     /// Read the certificate again when it changes.
-    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     enable_cert_reload: bool,
     /// Lowest TLS version: VersionTLS12 or VersionTLS13 (older ones are raised to 1.2).
     #[arg(long, value_name = "VERSION", default_value = "")]
@@ -156,10 +157,10 @@ pub struct Flags {
     #[arg(long, value_name = "SUITE,…", value_delimiter = ',')]
     tls_cipher_suites: Vec<String>,
     /// Serve gRPC health on the ext_proc port as well.
-    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     health_checking: bool,
     /// Check bearer tokens on the metrics port with Kubernetes; no effect without Kubernetes.
-    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     metrics_endpoint_auth: bool,
     /// Directory with tls.crt and tls.key for the metrics port.
     #[arg(long, value_name = "DIR", default_value = "")]
@@ -168,19 +169,19 @@ pub struct Flags {
     #[arg(long, value_name = "FILE", default_value = "")]
     metrics_client_ca_file: String,
     /// Profiling pages on the metrics port.
-    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     enable_pprof: bool,
     /// Metrics about ext_proc streams.
-    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     enable_grpc_stream_metrics: bool,
     /// OpenTelemetry traces.
-    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     tracing: bool,
     /// Verbosity: 1 warn, 2 default, 3 verbose, 4 debug, 5 trace.
     #[arg(short = 'v', long = "v", value_name = "LEVEL", default_value = "2", value_parser = clap::value_parser!(u8).range(0..=10))]
     verbosity: u8,
     /// Development logging: text instead of JSON.
-    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     zap_devel: bool,
     /// Shape of log lines: json or console.
     #[arg(long, value_name = "ENCODER", value_parser = ["json", "console"])]
@@ -198,7 +199,7 @@ pub struct Flags {
     #[arg(long, value_name = "SIZE", default_value = "64Mi", value_parser = size)]
     max_request_body: Size,
     /// One log line per request.
-    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     access_log: bool,
     /// How many of the last decisions /debug/decisions shows; 0 keeps none.
     #[arg(long, value_name = "COUNT", default_value = "0", value_parser = clap::value_parser!(u32).range(0..=10_000))]
@@ -207,15 +208,18 @@ pub struct Flags {
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
     worker_threads: Option<u16>,
     /// Remove control headers of the client's request before it goes on.
-    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     strip_control_headers: bool,
-    /// Add `x-went-into-resp-headers: true` to every response, to see that it passed the picker.
-    #[arg(long, value_name = "BOOL", default_value = "false", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+/// Add `x-went-into-resp-headers: true` to every response, to see that it passed the picker.
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     debug_response_header: bool,
     /// Read the token counts of answers for the token metrics, even if no plugin needs them.
-    #[arg(long, value_name = "BOOL", default_value = "true", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_parser = boolean, action = ArgAction::Set)]
+    #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     token_metrics: bool,
 }
+
+/// Value name of boolean flags; [`command`] gives them Go's syntax by it.
+const BOOL: &str = "BOOL";
 
 /// A size in bytes, or nothing.
 #[derive(Clone, Copy, Debug)]
@@ -244,19 +248,23 @@ fn log_level(text: &str) -> Result<String, String> {
     if known { Ok(text.to_owned()) } else { Err("a level is debug, info, error, panic or a number above 0".into()) }
 }
 
-/// The command of clap, where a flag that is given twice counts with its last value, as in Go.
+/// The command of clap with Go's rules: a boolean takes its value only after `=`, and of a flag that
+/// is given twice the last value counts.
 fn command() -> clap::Command {
-    fn last_wins(command: clap::Command) -> clap::Command {
+    fn as_in_go(command: clap::Command) -> clap::Command {
         command.mut_args(|arg| {
-            if matches!(arg.get_action(), ArgAction::Set) {
-                let id = arg.get_id().clone();
-                arg.overrides_with(id)
-            } else {
-                arg
+            if !matches!(arg.get_action(), ArgAction::Set) {
+                return arg;
             }
+            let id = arg.get_id().clone();
+            let arg = arg.overrides_with(id);
+            if arg.get_value_names().is_none_or(|names| names.iter().all(|n| n != BOOL)) {
+                return arg;
+            }
+            arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(boolean)
         })
     }
-    last_wins(Cli::command()).mut_subcommand("check", last_wins)
+    as_in_go(Cli::command()).mut_subcommand("check", as_in_go)
 }
 
 /// Reads the arguments (without the program's name) and the environment.
@@ -275,16 +283,16 @@ pub fn parse(
     let cli = loop {
         let program = std::iter::once("pointsman".to_owned());
         match command.clone().try_get_matches_from(program.chain(words.iter().cloned())) {
-            Ok(matches) => break Cli::from_arg_matches(&matches).map_err(|e| flag_error(&e)),
+            Ok(matches) => break Cli::from_arg_matches(&matches).map_err(|e| errors::problem(&e)),
             Err(e) if matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
                 return Ok(Invocation::Print(e.to_string()));
             }
             Err(e) => {
                 // Take the wrong flag out and look for the next one.
-                let name = flag_of(&e);
+                let name = errors::flag_of(&e);
                 let before = words.len();
                 words.retain(|w| name.as_deref().is_none_or(|n| w != n && !w.starts_with(&format!("{n}="))));
-                let problem = flag_error(&e);
+                let problem = errors::problem(&e);
                 wrong_words += 1;
                 if words.len() == before || wrong_words > 64 {
                     break Err(problem);
@@ -317,41 +325,6 @@ pub fn parse(
         start.warnings = problems.warnings;
     }
     Ok(invocation)
-}
-
-/// The `--name` that an error of clap is about.
-fn flag_of(error: &clap::Error) -> Option<String> {
-    match error.get(ContextKind::InvalidArg)? {
-        ContextValue::String(arg) => arg
-            .split([' ', '=', '['])
-            .find(|word| word.starts_with("--"))
-            .or_else(|| arg.split([' ', '=', '[']).next().filter(|word| !word.is_empty()))
-            .map(str::to_owned),
-        _ => None,
-    }
-}
-
-/// An error of clap in our words.
-fn flag_error(error: &clap::Error) -> Problem {
-    let path = flag_of(error).unwrap_or_else(|| "--help".into());
-    let text = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => Some(text.clone()),
-        Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
-        _ => None,
-    };
-    let value = text(ContextKind::InvalidValue);
-    let rule = std::error::Error::source(error).map(ToString::to_string);
-    let (message, fix) = match (error.kind(), value, rule, text(ContextKind::ValidValue)) {
-        (ErrorKind::ValueValidation, Some(value), Some(rule), _) => (format!("`{value}` is not allowed: {rule}"), rule),
-        (ErrorKind::InvalidValue, Some(value), _, Some(known)) if !value.is_empty() => {
-            (format!("`{value}` is not one of {known}"), format!("write one of {known}"))
-        }
-        (ErrorKind::InvalidValue | ErrorKind::TooFewValues, _, _, _) => {
-            ("the flag needs a value".into(), format!("write `{path}=value`"))
-        }
-        _ => (error.to_string().trim().to_owned(), "see --help".into()),
-    };
-    Problem { at: Position::default(), path, message, fix }
 }
 
 fn given(text: &str) -> Option<String> {

@@ -1,7 +1,7 @@
 //! `EndpointPickerConfig` as it is written: typed, strict, with the place of every value.
 //!
 //! Nothing is filled in here beyond the defaults of single fields; what a missing section means is
-//! decided in [`resolve`](super::resolve). Deprecated places (`saturationDetector` and `parser` at
+//! decided in [`resolve`](mod@super::resolve). Deprecated places (`saturationDetector` and `parser` at
 //! the top) are fields of their own, so that resolving can warn about them.
 
 use std::time::Duration;

@@ -18,12 +18,18 @@ use super::document::Document;
 use super::render::{self, Outline};
 use super::{Config, ConfigError, Gates, NamedProducer, Settings, Tables, legacy, yaml};
 use crate::domain::PoolIdentity;
-use crate::domain::node::{Node, Position, Problems, Value, nearest};
+use crate::domain::node::{Node, Position, Problem, Problems, Value, nearest};
 use crate::scheduling::scheduler::Scheduler;
 use plugins::Plugins;
 
 /// The configuration when there is none; also the first sample.
 const DEFAULT: &str = include_str!("../../config/default.yaml");
+
+/// Most plugins, profiles, and plugins of one profile. Real files have a few dozen; without a bound a
+/// file of a megabyte could take minutes, since names are looked up one by one.
+const MAX_ENTRIES: usize = 1000;
+/// Most errors that are reported, and most warnings; how many more there were is said.
+const MAX_PROBLEMS: usize = 200;
 
 /// What the result is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +56,8 @@ pub fn resolve(
     let resolved = attempt(file, bytes, settings, tables, purpose, &mut problems);
     problems.errors.sort_by(|a, b| (a.at, &a.path).cmp(&(b.at, &b.path)));
     problems.warnings.sort_by(|a, b| (a.at, &a.path).cmp(&(b.at, &b.path)));
+    shorten(&mut problems.errors);
+    shorten(&mut problems.warnings);
     match resolved {
         Some(mut config) if problems.errors.is_empty() => {
             config.warnings = problems.warnings;
@@ -65,6 +73,33 @@ pub fn resolve(
     }
 }
 
+fn shorten(problems: &mut Vec<Problem>) {
+    let more = problems.len().saturating_sub(MAX_PROBLEMS);
+    if more > 0 {
+        problems.truncate(MAX_PROBLEMS);
+        let message = format!("{more} more problems are not shown");
+        problems.push(Problem { at: Position::default(), path: "(file)".into(), message, fix: String::new() });
+    }
+}
+
+/// Refuses lists that are too long to be meant; the rest of the document is then not looked at.
+fn too_long(document: &Document, problems: &mut Problems) -> bool {
+    let profiles = &document.scheduling_profiles;
+    let lists = std::iter::once((document.plugins.len(), "plugins".to_owned()))
+        .chain(std::iter::once((profiles.len(), "schedulingProfiles".to_owned())))
+        .chain(profiles.iter().map(|p| (p.value.plugins.len(), format!("{}.plugins", p.path))))
+        .chain(std::iter::once((document.request_handler.parsers.len(), "requestHandler.parsers".to_owned())))
+        .chain(std::iter::once((document.data_layer.sources.len(), "dataLayer.sources".to_owned())));
+    let errors = problems.errors.len();
+    for (length, path) in lists {
+        if length > MAX_ENTRIES {
+            let message = format!("{length} entries are more than the limit of {MAX_ENTRIES}");
+            problems.error(Position::default(), path, message, "is this file generated? remove what is not used");
+        }
+    }
+    problems.errors.len() > errors
+}
+
 fn attempt(
     file: &str,
     bytes: Option<&[u8]>,
@@ -76,6 +111,9 @@ fn attempt(
     let mut node = read(bytes, problems)?;
     legacy::translate(&mut node, problems);
     let document = Document::decode(&node, problems);
+    if too_long(&document, problems) {
+        return None;
+    }
 
     let gates = gates(&document, tables, problems);
     let mut plugins = Plugins::new(tables);

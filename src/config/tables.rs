@@ -168,7 +168,7 @@ params! {
     }
 }
 
-/// Data sources, until `collector` brings its own table.
+/// Data sources. `collector` may not be imported from here: the app can replace these by its own.
 fn sources() -> Vec<Kind> {
     vec![Kind::new::<MetricsSource>(
         "metrics-data-source",
@@ -227,7 +227,7 @@ params! {
     }
 }
 
-/// Extractors, until `collector` brings its own table.
+/// Extractors; as for the data sources.
 fn extractors() -> Vec<Kind> {
     vec![Kind::new::<CoreExtractor>(
         "core-metrics-extractor",
@@ -264,7 +264,7 @@ params! {
     }
 }
 
-/// Discovery, until `discovery` brings its own table.
+/// Discovery; as for the data sources.
 fn discovery() -> Vec<Kind> {
     vec![Kind::new::<FileDiscovery>(
         "file-discovery",
@@ -438,3 +438,19 @@ pub(super) const UPSTREAM: &[&str] = &[
     "vllmhttp-parser",
     "weighted-random-picker",
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_type_is_in_two_rows_and_the_upstream_list_is_sorted() {
+        let tables = Tables::standard();
+        let mut kinds: Vec<&str> = tables.rows().map(|r| r.about.kind).collect();
+        let rows = kinds.len();
+        kinds.sort_unstable();
+        kinds.dedup();
+        assert_eq!(kinds.len(), rows);
+        assert!(UPSTREAM.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+}

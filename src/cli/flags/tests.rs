@@ -88,6 +88,24 @@ fn go_syntax_is_understood() {
 }
 
 #[test]
+fn every_boolean_has_the_syntax_of_go() {
+    let command = command();
+    let defaults = |arg: &clap::Arg| arg.get_default_values().first().map(|v| v.to_string_lossy().into_owned());
+    let booleans: Vec<&str> = command
+        .get_arguments()
+        .filter(|arg| matches!(defaults(arg).as_deref(), Some("true" | "false")))
+        .filter_map(|arg| arg.get_long())
+        .collect();
+    assert!(booleans.len() >= 15, "{booleans:?}");
+    for name in booleans {
+        let (bare, t, f) = (format!("--{name}"), format!("--{name}=t"), format!("--{name}=FALSE"));
+        assert_eq!(good(&[&bare]).settings, good(&[&t]).settings, "{name}");
+        assert_ne!(good(&[&t, "--cert-path=c"]).settings, good(&[&f, "--cert-path=c"]).settings, "{name}");
+        assert!(bad(&[&format!("--{name}=2")])[0].contains("a boolean is true or false"), "{name}");
+    }
+}
+
+#[test]
 fn camel_case_and_single_dashes_are_translated_with_a_warning() {
     let start = good(&[
         "-poolName=p",

@@ -238,6 +238,18 @@ fn all_errors_are_reported_together_in_file_order() {
 }
 
 #[test]
+fn absurd_lists_are_refused_and_floods_of_errors_are_cut() {
+    let many = |n: usize, entry: &str| (0..n).map(|i| entry.replace('#', &i.to_string())).collect::<String>();
+    let errors = bad(&format!("plugins:\n{}", many(1001, "- {name: p#, type: queue-scorer}\n")));
+    assert!(errors.len() == 1 && errors[0].contains("plugins: 1001 entries are more than"), "{errors:?}");
+    let errors = bad(&format!("schedulingProfiles:\n- name: a\n  plugins:\n{}", many(1001, "  - pluginRef: p#\n")));
+    assert!(errors.len() == 1 && errors[0].contains("schedulingProfiles[0].plugins: 1001 entries"), "{errors:?}");
+    let errors = bad(&format!("plugins:\n{}", many(300, "- type: zz#\n")));
+    assert_eq!(errors.len(), 201);
+    assert!(errors[200].contains("100 more problems are not shown"), "{}", errors[200]);
+}
+
+#[test]
 fn the_document_says_what_it_is() {
     for (text, words) in [
         ("plugins: []\n", "apiVersion"),
