@@ -208,6 +208,8 @@ pub async fn run(
     let tls = tls::load(&settings)?;
     let mut collector = Collector { settings, tls, plans, sink, clock, tasks: JoinSet::new(), running: HashMap::new() };
     let mut discovery = true;
+    // A defect that shows on every page must not spin.
+    let restart = collector.settings.interval.saturating_mul(20).min(endpoint::MAX_PAUSE);
     let now = Arc::clone(&topology.borrow_and_update());
     collector.reconcile(&now, Duration::ZERO);
     loop {
@@ -224,7 +226,7 @@ pub async fn run(
             Some(ended) = collector.tasks.join_next_with_id() => {
                 if collector.bury(ended) {
                     let now = Arc::clone(&topology.borrow());
-                    collector.reconcile(&now, endpoint::MAX_PAUSE);
+                    collector.reconcile(&now, restart);
                 }
             }
         }
