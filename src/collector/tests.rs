@@ -475,6 +475,32 @@ async fn a_dead_endpoint_delays_no_other() {
 }
 
 #[tokio::test]
+async fn a_task_that_panics_is_started_again() {
+    /// Panics at the first sample.
+    struct Panicking(std::sync::atomic::AtomicBool, UnboundedSender<u64>);
+
+    impl SampleSink for Panicking {
+        fn report(&self, _: Slot, generation: u64, _: LoadSample) {
+            assert!(self.0.swap(true, Ordering::SeqCst), "a defect");
+            let _ = self.1.send(generation);
+        }
+
+        fn poll_failed(&self, _: Slot, _: u64, _: PollError) {}
+    }
+
+    let server = Server::start(page).await;
+    let (_topology, seen) = watch::channel(topology(1, &[(0, 1, server.address, "")]));
+    let (stop, stopped) = watch::channel(false);
+    let (sender, mut reports) = unbounded_channel();
+    let sink = Arc::new(Panicking(std::sync::atomic::AtomicBool::new(false), sender));
+    let task = tokio::spawn(run(settings(), seen, sink, Arc::new(ManualClock::default()), stopped));
+    assert_eq!(soon(reports.recv()).await, Some(1));
+    assert_eq!(server.connections.load(Ordering::SeqCst), 2);
+    stop.send(true).unwrap();
+    soon(task).await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn the_port_of_the_page_may_differ_from_that_of_inference() {
     let mut server = Server::start(page).await;
     let mut other = settings();

@@ -250,6 +250,8 @@ fn chunked(bytes: &[u8], size: usize) -> Vec<&[u8]> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
     #[test]
     fn finds_what_a_naive_parser_finds((text, wanted) in page(), size in 1usize..200) {
         let names = Names::new(wanted.iter().map(|w| (w.as_str(), true)));

@@ -1,5 +1,7 @@
 use std::collections::BTreeSet;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::collector::mapping::{EngineMapping, MetricSpec, built_in};
 use crate::scheduling::plugin::Metric;
@@ -162,4 +164,40 @@ fn blocks_of_ranks_are_added_up_where_each_states_its_own() {
     let page = b"sglang:num_queue_reqs 1\nsglang:cache_config_info{dp_rank=\"0\",page_size=\"64\",num_pages=\"10\"} 1\nsglang:cache_config_info{dp_rank=\"1\",page_size=\"64\",num_pages=\"12\"} 1\n";
     let detail = sample("sglang", page).detail;
     assert_eq!((detail.block_size, detail.num_blocks), (Some(64), Some(22)));
+}
+
+proptest! {
+    /// Real pages with bytes changed: values stay in range, and the cut into chunks does not matter.
+    #[test]
+    fn damaged_pages_yield_sane_samples(
+        file in 0usize..5,
+        edits in proptest::collection::vec((any::<prop::sample::Index>(), prop_oneof![any::<u8>(), Just(b'\n'), Just(b'"'), Just(b'-')]), 0..40),
+        keep in any::<prop::sample::Index>(),
+        size in 1usize..5000,
+    ) {
+        let (engine, file) = [
+            ("vllm", "vllm-metrics"), ("sglang", "sglang"), ("trtllm-serve", "trtllm-serve"),
+            ("triton-tensorrt-llm", "triton-tensorrt-llm"), ("triton", "triton"),
+        ][file];
+        let mut page = page(file);
+        for (at, byte) in edits {
+            let at = at.index(page.len());
+            page[at] = byte;
+        }
+        page.truncate(keep.index(page.len() * 2).max(1));
+        let plan = plan(engine);
+        let read = |chunk: usize| {
+            let mut reading = Reading::default();
+            reading.reset(&plan);
+            page.chunks(chunk).for_each(|part| reading.feed(&plan, part));
+            let cut = reading.finish();
+            (cut, reading.has_load(&plan), reading.sample(&plan, Timestamp(1), &Arc::default()))
+        };
+        let whole = read(page.len());
+        for value in [whole.2.waiting, whole.2.running, whole.2.kv_usage].into_iter().flatten() {
+            prop_assert!(value >= 0.0 && value.is_finite());
+        }
+        prop_assert!(whole.2.kv_usage.is_none_or(|usage| usage <= 1.0));
+        prop_assert_eq!(read(size), whole);
+    }
 }
