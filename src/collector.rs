@@ -37,7 +37,7 @@ mod scrape;
 pub mod tls;
 
 pub use mapping::{EngineMapping, MetricSpec, Plan};
-pub use plugins::{ExtractorParams, MIN_INTERVAL, ROWS, Row, Scheme, SourceParams, decode_extractor, decode_source};
+pub use plugins::{ExtractorParams, MIN_INTERVAL, ROWS, Row, SOURCE_KIND, Scheme, SourceParams, decode_extractor, decode_source};
 pub use tls::TlsError;
 
 /// Why a poll gave no sample.
@@ -188,7 +188,7 @@ struct Collector {
     running: HashMap<Slot, Running>,
 }
 
-/// Polls the endpoints of `topology`, as it changes, until `stop` turns true or its sender is gone.
+/// Polls the endpoints of `topology`, as it changes, until `stop` completes.
 ///
 /// # Errors
 /// With https, if a certificate file cannot be used; [`tls::load`] finds out beforehand.
@@ -197,15 +197,16 @@ pub async fn run(
     mut topology: watch::Receiver<Arc<Topology>>,
     sink: Arc<dyn SampleSink>,
     clock: Arc<dyn Clock>,
-    mut stop: watch::Receiver<bool>,
+    stop: impl Future<Output = ()>,
 ) -> Result<(), TlsError> {
     let plans: Vec<_> = settings.engines.iter().map(|e| Arc::new(Plan::new(e, &settings.wanted))).collect();
     if plans.iter().all(|p| p.is_empty()) {
         tracing::info!("no plugin reads a metric, so no metrics page is fetched");
-        let _ = stop.wait_for(|stopping| *stopping).await;
+        stop.await;
         return Ok(());
     }
     let tls = tls::load(&settings)?;
+    tokio::pin!(stop);
     let mut collector = Collector { settings, tls, plans, sink, clock, tasks: JoinSet::new(), running: HashMap::new() };
     let mut discovery = true;
     // A defect that shows on every page must not spin.
@@ -214,7 +215,7 @@ pub async fn run(
     collector.reconcile(&now, Duration::ZERO);
     loop {
         tokio::select! {
-            _ = stop.wait_for(|stopping| *stopping) => return Ok(()),
+            () = &mut stop => return Ok(()),
             changed = topology.changed(), if discovery => match changed {
                 Ok(()) => {
                     let now = Arc::clone(&topology.borrow_and_update());

@@ -330,36 +330,32 @@ impl EngineConfig {
     }
 }
 
-/// Decoded parameters of one of the [`ROWS`].
-#[derive(Clone, Debug)]
-pub enum Decoded {
-    /// Of `metrics-data-source`.
-    Source(SourceParams),
-    /// Of `core-metrics-extractor`.
-    Extractor(ExtractorParams),
-}
-
 /// A row of this room's plugin table.
 #[derive(Clone, Copy)]
 pub struct Row {
     /// Name, parameters, sample.
     pub about: About,
-    /// Decodes the parameters at a path.
-    pub decode: fn(Option<&Node>, &str, &mut Problems) -> Decoded,
+    /// Decodes the parameters at a path and records what is wrong with them.
+    pub check: fn(Option<&Node>, &str, &mut Problems),
 }
+
+/// Type of the data source; the other row is its extractor.
+pub const SOURCE_KIND: &str = "metrics-data-source";
 
 /// The plugins of the collector.
 pub const ROWS: &[Row] = &[
     Row {
         about: About {
-            kind: "metrics-data-source",
+            kind: SOURCE_KIND,
             aliases: &[],
             stability: Stability::Beta,
             summary: "Fetches the metrics page of every endpoint, if some plugin reads a metric.",
             params: SourceParams::SPEC,
-            sample: "type: metrics-data-source\nparameters:\n  scheme: http\n  path: /metrics\n  interval: 50ms\n",
+            sample: "- type: metrics-data-source\n  parameters:\n    scheme: http\n    path: /metrics\n    interval: 50ms\n",
         },
-        decode: |node, path, problems| Decoded::Source(decode_source(node, path, problems)),
+        check: |node, path, problems| {
+            decode_source(node, path, problems);
+        },
     },
     Row {
         about: About {
@@ -368,9 +364,11 @@ pub const ROWS: &[Row] = &[
             stability: Stability::Beta,
             summary: "Says which series of which engine are queue length, KV cache usage and the like.",
             params: ExtractorParams::SPEC,
-            sample: "type: core-metrics-extractor\nparameters:\n  defaultEngine: vllm\n  engineConfigs:\n  - name: vllm\n    customMetrics:\n    - attributeKey: deferred\n      metricSpec: vllm:num_requests_waiting_by_reason{reason=deferred}\n",
+            sample: "- type: core-metrics-extractor\n  parameters:\n    defaultEngine: vllm\n    engineConfigs:\n    - name: vllm\n      customMetrics:\n      - attributeKey: deferred\n        metricSpec: vllm:num_requests_waiting_by_reason{reason=deferred}\n",
         },
-        decode: |node, path, problems| Decoded::Extractor(decode_extractor(node, path, problems)),
+        check: |node, path, problems| {
+            decode_extractor(node, path, problems);
+        },
     },
 ];
 

@@ -7,9 +7,14 @@
 //!
 //! Everything takes the tables as an argument, so that tests bring small ones of their own.
 
+use crate::collector;
+use crate::dialect;
+use crate::discovery::file;
 use crate::domain::node::{Node, Problems};
-use crate::scheduling::params::{IfGiven, Params};
+use crate::scheduling::params::Params;
 use crate::scheduling::plugin::{About, Row, Stability};
+use crate::scheduling::{filters, handlers, pickers, scorers};
+use crate::signals;
 use crate::{choice, params};
 
 /// A type whose objects are built by another room.
@@ -63,13 +68,12 @@ pub struct Tables {
 impl Tables {
     /// The types of this build.
     pub fn standard() -> Self {
-        use crate::scheduling::{filters, handlers, pickers, scorers};
         Self {
             scheduling: [filters::TABLE, scorers::TABLE, pickers::TABLE, handlers::TABLE].concat(),
-            signals: signals(),
+            signals: signals::TABLE.to_vec(),
             parsers: parsers(),
-            sources: sources(),
-            extractors: extractors(),
+            sources: collector_rows(true),
+            extractors: collector_rows(false),
             discovery: discovery(),
             saturation: saturation(),
             flow_control: false,
@@ -111,166 +115,25 @@ impl Tables {
     }
 }
 
-/// Rows of `signals`.
-fn signals() -> Vec<Row> {
-    Vec::new()
-}
-
 params! {
     /// A type without parameters.
     pub struct NoParams {}
 }
 
-/// Request parsers, until `dialect` brings its own table.
+/// Request parsers.
 fn parsers() -> Vec<Kind> {
-    vec![
-        Kind::new::<NoParams>(
-            "openai-parser",
-            "OpenAI completions, chat, responses, embeddings.",
-            "- type: openai-parser",
-        ),
-        Kind::new::<NoParams>("anthropic-parser", "Anthropic messages.", "- type: anthropic-parser"),
-        Kind::new::<NoParams>("vllmhttp-parser", "vLLM's generate API with token ids.", "- type: vllmhttp-parser"),
-        Kind::new::<NoParams>("sglanghttp-parser", "SGLang's generate API.", "- type: sglanghttp-parser"),
-        Kind::new::<NoParams>("passthrough-parser", "Any body, untouched and unread.", "- type: passthrough-parser"),
-    ]
+    dialect::TABLE.iter().map(|row| Kind::of::<NoParams>(*row.about)).collect()
 }
 
-choice! {
-    /// Scheme of a scrape.
-    pub enum Scheme {
-        /// Plain.
-        Http = "http",
-        /// TLS.
-        Https = "https",
-    }
+/// Data sources and extractors: the rows of `collector` of one sort.
+fn collector_rows(sources: bool) -> Vec<Kind> {
+    let is_source = |row: &&collector::Row| (row.about.kind == collector::SOURCE_KIND) == sources;
+    collector::ROWS.iter().filter(is_source).map(|row| Kind { about: row.about, check: row.check }).collect()
 }
 
-params! {
-    /// Parameters of `metrics-data-source`.
-    pub struct MetricsSource {
-        /// Scheme of the model server's metrics page.
-        scheme: Scheme = Scheme::Http, "scheme";
-        /// Path of the page.
-        path: String = "/metrics".into(), "path";
-        /// Port of the page; the serving port if absent.
-        port: Option<u16> = None, "port", IfGiven(1..);
-        /// Accept any certificate.
-        insecure_skip_verify: bool = true, "insecureSkipVerify";
-        /// CA file for the server's certificate.
-        ca_cert_path: Option<String> = None, "caCertPath";
-        /// Client certificate.
-        client_cert_path: Option<String> = None, "clientCertPath";
-        /// Key of the client certificate.
-        client_key_path: Option<String> = None, "clientKeyPath";
-        /// Time between two scrapes; `--refresh-metrics-interval` if absent.
-        interval: Option<std::time::Duration> = None, "interval";
-    }
-}
-
-/// Data sources. `collector` may not be imported from here: the app can replace these by its own.
-fn sources() -> Vec<Kind> {
-    vec![Kind::new::<MetricsSource>(
-        "metrics-data-source",
-        "Scrapes the metrics page of every endpoint.",
-        "- type: metrics-data-source",
-    )]
-}
-
-params! {
-    /// A metric that becomes an endpoint attribute.
-    pub struct CustomMetric {
-        /// Name of the attribute.
-        attribute_key: Option<String> = None, "attributeKey";
-        /// Metric name with optional labels.
-        metric_spec: Option<String> = None, "metricSpec";
-    }
-}
-
-params! {
-    /// Metric names of one engine.
-    pub struct EngineConfig {
-        /// Value of the engine label.
-        name: Option<String> = None, "name";
-        /// Waiting requests.
-        queued_requests_spec: Option<String> = None, "queuedRequestsSpec";
-        /// Running requests.
-        running_requests_spec: Option<String> = None, "runningRequestsSpec";
-        /// KV cache usage.
-        kv_usage_spec: Option<String> = None, "kvUsageSpec";
-        /// LoRA adapters.
-        lora_spec: Option<String> = None, "loraSpec";
-        /// Cache geometry as labels.
-        cache_info_spec: Option<String> = None, "cacheInfoSpec";
-        /// Label with the block size.
-        cache_block_size_label_name: Option<String> = None, "cacheBlockSizeLabelName";
-        /// Label with the number of blocks.
-        cache_num_blocks_label_name: Option<String> = None, "cacheNumBlocksLabelName";
-        /// Block size as a metric.
-        cache_block_size_spec: Option<String> = None, "cacheBlockSizeSpec";
-        /// Number of blocks as a metric.
-        cache_num_blocks_spec: Option<String> = None, "cacheNumBlocksSpec";
-        /// Further metrics.
-        custom_metrics: Vec<CustomMetric> = Vec::new(), "customMetrics";
-    }
-}
-
-params! {
-    /// Parameters of `core-metrics-extractor`.
-    pub struct CoreExtractor {
-        /// Pod label that names the engine.
-        engine_label_key: String = "llm-d.ai/engine-type".into(), "engineLabelKey";
-        /// Engine of endpoints without the label.
-        default_engine: String = "vllm".into(), "defaultEngine";
-        /// Engines beyond the built-in ones, or changes to those.
-        engine_configs: Vec<EngineConfig> = Vec::new(), "engineConfigs";
-    }
-}
-
-/// Extractors; as for the data sources.
-fn extractors() -> Vec<Kind> {
-    vec![Kind::new::<CoreExtractor>(
-        "core-metrics-extractor",
-        "Reads queue, running requests, KV usage, LoRA and cache geometry.",
-        "- type: core-metrics-extractor",
-    )]
-}
-
-params! {
-    /// An endpoint written down.
-    pub struct FileEndpoint {
-        /// Name.
-        name: Option<String> = None, "name";
-        /// Namespace.
-        namespace: Option<String> = None, "namespace";
-        /// IP address.
-        address: Option<String> = None, "address";
-        /// Port, as number or text.
-        port: Option<Node> = None, "port";
-        /// Labels.
-        labels: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new(), "labels";
-    }
-}
-
-params! {
-    /// Parameters of `file-discovery`.
-    pub struct FileDiscovery {
-        /// File with the endpoints.
-        path: Option<String> = None, "path";
-        /// Read the file again when it changes.
-        watch_file: bool = false, "watchFile";
-        /// Endpoints written here instead of in a file.
-        endpoints: Vec<FileEndpoint> = Vec::new(), "endpoints";
-    }
-}
-
-/// Discovery; as for the data sources.
+/// Discovery.
 fn discovery() -> Vec<Kind> {
-    vec![Kind::new::<FileDiscovery>(
-        "file-discovery",
-        "Endpoints from a file; no Kubernetes.",
-        "- type: file-discovery\n  parameters:\n    path: /etc/pointsman/endpoints.yaml",
-    )]
+    vec![Kind { about: file::ABOUT, check: file::check }]
 }
 
 params! {

@@ -49,6 +49,15 @@ pub const ABOUT: About = About {
     sample: "- type: file-discovery\n  parameters:\n    path: config/endpoints.yaml\n    watchFile: true\n",
 };
 
+/// Checks the parameters of a `file-discovery` entry.
+pub fn check(node: Option<&Node>, path: &str, problems: &mut Problems) {
+    let params = FileDiscovery::decode_fields(node, path, problems);
+    if params.path.is_empty() && node.and_then(|n| n.get("path")).is_none_or(|n| n.as_str() == Some("")) {
+        let at = node.map(|n| n.at).unwrap_or_default();
+        problems.error(at, format!("{path}.path"), "missing", "name the endpoints file: `path: endpoints.yaml`");
+    }
+}
+
 /// A port as a number or as text that holds one.
 #[derive(Clone, Copy, Debug)]
 struct Port(u16);
