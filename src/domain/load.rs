@@ -144,14 +144,16 @@ impl LoadTable {
         }
     }
 
-    /// Whether the endpoint's sample is fresh at `now`; [`freshness`](Self::freshness) without the
-    /// age, for loops over many endpoints.
+    /// When a sample must have been taken at least to be fresh at `now`. For loops over many
+    /// endpoints: compare [`taken_at`](Self::taken_at) with it instead of asking for each age.
+    pub fn oldest_fresh(&self, now: Timestamp) -> Timestamp {
+        Timestamp(now.0.saturating_sub(u64::try_from(self.stale_after.as_micros()).unwrap_or(u64::MAX)))
+    }
+
+    /// When the endpoint's sample was taken, if there is one.
     #[inline]
-    pub fn is_fresh(&self, slot: Slot, now: Timestamp) -> bool {
-        match self.taken_at.get(slot.index()) {
-            Some(Some(at)) => now <= at.plus(self.stale_after),
-            _ => false,
-        }
+    pub fn taken_at(&self, slot: Slot) -> Option<Timestamp> {
+        self.taken_at.get(slot.index()).copied().flatten()
     }
 }
 
@@ -187,9 +189,12 @@ mod tests {
         let at = |ms| table.freshness(Slot(5), Timestamp::from_millis(ms));
         assert_eq!(at(3_000), Freshness::Fresh(Duration::from_secs(2)));
         assert_eq!(at(3_001), Freshness::Stale(Duration::from_millis(2_001)));
-        let fresh = |slot, ms| table.is_fresh(Slot(slot), Timestamp::from_millis(ms));
-        assert_eq!((fresh(5, 0), fresh(5, 3_000), fresh(5, 3_001)), (true, true, false));
-        assert_eq!((fresh(4, 0), fresh(900, 0)), (false, false));
+        for ms in [0, 500, 1_999, 3_000, 3_001, 90_000] {
+            let now = Timestamp::from_millis(ms);
+            let fresh = table.taken_at(Slot(5)) >= Some(table.oldest_fresh(now));
+            assert_eq!(fresh, matches!(table.freshness(Slot(5), now), Freshness::Fresh(_)), "at {ms}");
+        }
+        assert_eq!((table.taken_at(Slot(4)), table.taken_at(Slot(900))), (None, None));
         table.clear(Slot(5));
         assert_eq!(table.freshness(Slot(5), Timestamp::from_millis(3_000)), Freshness::Never);
     }

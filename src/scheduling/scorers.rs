@@ -45,10 +45,11 @@ fn read_fresh(
     metric: impl Fn(&LoadTable, Slot) -> Option<f32>,
 ) -> Option<Spread> {
     let loads = &*cx.snapshot.loads;
+    let oldest = loads.oldest_fresh(cx.now);
     let mut spread = Spread { least: f32::INFINITY, most: f32::NEG_INFINITY };
     for (value, slot) in out.iter_mut().zip(candidates) {
         match metric(loads, *slot) {
-            Some(reading) if loads.is_fresh(*slot, cx.now) => {
+            Some(reading) if loads.taken_at(*slot) >= Some(oldest) => {
                 let reading = reading.max(0.0);
                 spread.least = spread.least.min(reading);
                 spread.most = spread.most.max(reading);

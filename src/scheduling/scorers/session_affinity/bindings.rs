@@ -5,8 +5,8 @@
 //! old one is dropped whole. So memory is bounded, nothing is ever swept, and what is dropped at the
 //! bound are the sessions that were not used for longest.
 //!
-//! Bound: [`MAX_SESSIONS`] bindings of 40 bytes or less. At the bound at least the younger half is
-//! remembered; a dropped session is routed like a new one.
+//! Bound: [`MAX_SESSIONS`] bindings, about 70 MB with the tables they lie in. At the bound at least the
+//! younger half is remembered; a dropped session is routed like a new one.
 //!
 //! Session ids are kept as 64-bit hashes under a random key, so a long id costs nothing. Two of a
 //! million ids collide with a probability of 3e-8, and then one session follows another's endpoint.
