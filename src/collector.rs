@@ -37,7 +37,9 @@ mod scrape;
 pub mod tls;
 
 pub use mapping::{EngineMapping, MetricSpec, Plan};
-pub use plugins::{ExtractorParams, MIN_INTERVAL, ROWS, Row, SOURCE_KIND, Scheme, SourceParams, decode_extractor, decode_source};
+pub use plugins::{
+    ExtractorParams, MIN_INTERVAL, ROWS, Row, SOURCE_KIND, Scheme, SourceParams, decode_extractor, decode_source,
+};
 pub use tls::TlsError;
 
 /// Why a poll gave no sample.

@@ -70,7 +70,6 @@ const SAMPLES: [&str; 5] = [
 ];
 
 #[test]
-#[ignore = "needs the rows of scheduling and signals"]
 fn the_samples_load_without_a_warning_and_read_back() {
     for sample in SAMPLES {
         let config = config(sample);
@@ -93,7 +92,6 @@ fn the_samples_load_without_a_warning_and_read_back() {
 }
 
 #[test]
-#[ignore = "needs the rows of scheduling and signals"]
 fn files_of_every_generation_load() {
     for (file, warnings) in [
         ("gaie-v0.5.yaml", &["plugins[1].type", "plugins[2].parameters"][..]),
@@ -117,7 +115,6 @@ fn files_of_every_generation_load() {
 }
 
 #[test]
-#[ignore = "needs the rows of scheduling and signals"]
 fn every_default_plugin_exists() {
     let config = load(&Source::Default, Settings::default(), &Tables::standard(), Purpose::Check)
         .unwrap_or_else(|e| panic!("{e}"));
@@ -127,7 +124,6 @@ fn every_default_plugin_exists() {
 }
 
 #[test]
-#[ignore = "needs the rows of scheduling and signals"]
 fn the_sample_of_every_type_loads() {
     let tables = Tables::standard();
     for about in tables.abouts() {

@@ -210,7 +210,7 @@ pub struct Flags {
     /// Remove control headers of the client's request before it goes on.
     #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     strip_control_headers: bool,
-/// Add `x-went-into-resp-headers: true` to every response, to see that it passed the picker.
+    /// Add `x-went-into-resp-headers: true` to every response, to see that it passed the picker.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     debug_response_header: bool,
     /// Read the token counts of answers for the token metrics, even if no plugin needs them.

@@ -105,6 +105,10 @@ struct InFlight {
 }
 
 impl Producer for InFlight {
+    fn is_volatile(&self) -> bool {
+        true
+    }
+
     fn produce(&self, _: &InferenceRequest, snapshot: &Snapshot, signals: &mut Signals) {
         let topology = &snapshot.topology;
         let mut view = InFlightView { requests: vec![0; topology.capacity()], tokens: vec![0; topology.capacity()] };
@@ -120,6 +124,10 @@ impl Producer for InFlight {
 }
 
 impl Commit for InFlight {
+    fn reserves(&self) -> bool {
+        true
+    }
+
     fn commit(&self, routed: &Routed<'_>) -> Option<Box<dyn Watch>> {
         let prompt = routed.signals.prompt_tokens.unwrap_or_else(|| routed.request.estimated_prompt_tokens());
         let prefix = routed.signals.prefix.get(self.prefix);
