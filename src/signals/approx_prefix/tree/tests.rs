@@ -74,6 +74,20 @@ fn pins_survive_a_split_and_hold_their_ancestors() {
     assert_eq!(tree.bytes(), 0);
 }
 
+#[test]
+fn runs_are_not_joined_over_a_difference_in_age() {
+    let mut tree = Tree::default();
+    tree.insert(1, &[1, 2, 3, 4], 1, false);
+    tree.insert(1, &[7, 8], 2, false);
+    tree.insert(1, &[1, 2], 3, false);
+    // Endpoint 0 uses both parts together, endpoint 1 used the first one later.
+    tree.insert(0, &[1, 2, 3, 4], 4, false);
+    assert_eq!(tree.nodes(), 3);
+    assert_eq!(tree.trim(1, 3, u64::MAX), 3);
+    assert_eq!((matched(&tree, &[1, 2, 3, 4]), matched(&tree, &[7, 8])), ([4, 2], [0, 1]));
+    tree.check();
+}
+
 #[derive(Clone, Debug)]
 enum Op {
     Insert(u32, Vec<u64>, bool),
