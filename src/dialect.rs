@@ -8,7 +8,7 @@
 //!
 //! Invariants: bytes are never changed here and bodies with a `content-encoding` are not even read
 //! (protocol R-22). No input makes this room panic, recurse or hold more than a bounded amount
-//! besides the body itself: see [`prompt`] and [`usage`] for the bounds. What a dialect does not
+//! besides the body itself: see `prompt` and `usage` for the bounds. What a dialect does not
 //! understand but can skip is the model server's business; only what routing itself must know (the
 //! model, the prompt, the cache salt) is refused when it has the wrong type.
 //!

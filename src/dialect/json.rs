@@ -318,13 +318,10 @@ impl<'de, N: Next<'de>> Value<'_, 'de, N> {
 
     /// Refuses the value: "`what` must be `wanted`, found ...".
     pub fn refuse<T>(self, what: &str, wanted: &str) -> Result<T, N::Error> {
-        let kind = self.kind();
-        if kind == Kind::Invalid {
-            // Not a value at all: let serde_json say what is wrong.
-            self.next.next(RawSeed)?;
-            return Err(N::Error::custom("expected value"));
-        }
-        Err(self.source.fail(self.at, format!("{what} must be {wanted}, found {kind}")))
+        let (at, kind, source) = (self.at, self.kind(), self.source);
+        // What is no value at all is serde_json's to name.
+        self.next.next(RawSeed)?;
+        Err(source.fail(at, format!("{what} must be {wanted}, found {kind}")))
     }
 
     /// Reads an object.

@@ -160,12 +160,14 @@ impl<'de> Sink<'de> {
     /// Drops the segments from `start` on.
     fn truncate(&mut self, start: usize) {
         self.raw_end = None;
+        self.rest = false;
         self.segments.truncate(start);
     }
 
     /// Drops the segments of an earlier duplicate and returns where the new ones start.
     fn replace(&mut self, earlier: &Range<usize>) -> usize {
         self.raw_end = None;
+        self.rest = false;
         self.segments.drain(earlier.clone());
         self.segments.len()
     }
@@ -315,7 +317,13 @@ impl<'de> Elements<'de> for Parts<'_, 'de> {
             self.sink.fixed(NEXT_PART);
         }
         if value.kind() != Kind::Object {
-            return content(value, self.sink, None);
+            // Not `content`: a list in a list counts as written, or depth would be the sender's choice.
+            let raw = value.raw()?;
+            match raw.kind() {
+                Kind::Text => self.sink.text(&raw),
+                _ => self.sink.raw(raw.range()),
+            }
+            return Ok(raw.end());
         }
         let mut part = Part { text: None, segments: 0..0, sink: self.sink };
         let end = value.object("a part of the content", &mut part)?;

@@ -86,7 +86,7 @@ impl UsageReader {
             State::Events { lines, counts } => {
                 let is_clean_cut = lines.at_event_start() && (chunk.ends_with(b"\n\n") || chunk.ends_with(b"\r\n\r\n"));
                 // Whole events without counts leave no trace.
-                if !(is_clean_cut && !may_count(format, chunk)) {
+                if !is_clean_cut || may_count(format, chunk) {
                     lines.push(chunk, |event| counts.read(format, event));
                 }
             }

@@ -39,6 +39,12 @@ impl Lines {
             && !self.event_too_long
     }
 
+    /// Bytes held.
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
+        self.partial.capacity() + self.data.capacity()
+    }
+
     /// Takes a chunk and gives the data of each event that ended in it to `event`.
     pub fn push(&mut self, mut chunk: &[u8], mut event: impl FnMut(&[u8])) {
         while !chunk.is_empty() {
