@@ -155,13 +155,18 @@ fn topology(version: u64, endpoints: &[(u32, u64, SocketAddr, &str)]) -> Arc<Top
     Arc::new(Topology::new(version, PoolIdentity::default(), slots))
 }
 
+/// Completes when `stop` turns true or its sender is gone.
+async fn stopping(mut stop: watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stopping| *stopping).await;
+}
+
 impl Rig {
     fn start(settings: Settings, first: Arc<Topology>) -> Self {
         let (topology, seen) = watch::channel(first);
         let (stop, stopped) = watch::channel(false);
         let (sender, events) = unbounded_channel();
         let clock = Arc::new(ManualClock::default());
-        let task = tokio::spawn(run(settings, seen, Arc::new(Channel(sender)), clock.clone(), stopped));
+        let task = tokio::spawn(run(settings, seen, Arc::new(Channel(sender)), clock.clone(), stopping(stopped)));
         Self { topology, events, clock, stop, task }
     }
 
@@ -493,7 +498,7 @@ async fn a_task_that_panics_is_started_again() {
     let (stop, stopped) = watch::channel(false);
     let (sender, mut reports) = unbounded_channel();
     let sink = Arc::new(Panicking(std::sync::atomic::AtomicBool::new(false), sender));
-    let task = tokio::spawn(run(settings(), seen, sink, Arc::new(ManualClock::default()), stopped));
+    let task = tokio::spawn(run(settings(), seen, sink, Arc::new(ManualClock::default()), stopping(stopped)));
     assert_eq!(soon(reports.recv()).await, Some(1));
     assert_eq!(server.connections.load(Ordering::SeqCst), 2);
     stop.send(true).unwrap();

@@ -139,7 +139,7 @@ fn rows_are_named_once_and_decode_nothing_to_defaults() {
     assert_eq!(kinds.len(), ROWS.len());
     for row in ROWS {
         let mut problems = Problems::default();
-        (row.decode)(None, "p", &mut problems);
+        (row.check)(None, "p", &mut problems);
         assert!(problems.errors.is_empty());
         assert!(!row.about.params.is_empty() && row.about.sample.contains(row.about.kind));
     }
