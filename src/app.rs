@@ -1,6 +1,6 @@
-//! The composition root: a [`Config`] becomes bound sockets, tasks and an [`App`].
+//! The composition root: a [`Config`](crate::config::Config) becomes bound sockets, tasks and an [`App`].
 //!
-//! Every socket is bound in [`build`], before anything is served, so that a taken port fails start-up
+//! Every socket is bound in [`build()`], before anything is served, so that a taken port fails start-up
 //! and tests can ask for port 0. Nothing imports this module but the commands.
 //!
 //! What runs, each with its own failures: the ext_proc listener, the health listener and the admin
