@@ -10,5 +10,13 @@ mod page;
 #[allow(dead_code, reason = "shared with other test programs; each uses its part")]
 mod stack;
 
+#[path = "e2e/bodies.rs"]
+mod bodies;
+#[path = "e2e/failures.rs"]
+mod failures;
+#[path = "e2e/modes.rs"]
+mod modes;
+#[path = "e2e/rewrites.rs"]
+mod rewrites;
 #[path = "e2e/routing.rs"]
 mod routing;

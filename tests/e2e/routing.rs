@@ -5,14 +5,10 @@ use std::collections::BTreeSet;
 use pointsman::domain::Outcome;
 use pointsman::sim::envoy::Variant;
 
-use crate::stack::{Entry, Setup, Stack, completion, sim_at, sims};
+use crate::stack::{Entry, Setup, Stack, both, completion, endpoints_yaml, sim_at, sims, until};
 
 const DESTINATION: &str = "x-gateway-destination-endpoint";
 const ECHO: (&str, &str) = ("x-sim-echo", "1");
-
-fn both<E: Into<Entry>>(entries: impl IntoIterator<Item = E> + Clone) -> [Setup; 2] {
-    [Setup::a(entries.clone()), Setup::b(entries)]
-}
 
 /// what the client says about the destination does not count, and the two ways to tell
 /// Envoy agree.: what else travels.
@@ -84,7 +80,8 @@ async fn the_subset_hint_limits_every_request() {
     let address = |i: usize| servers[i].address.to_string();
     for setup in both(&servers) {
         let variant = setup.bootstrap.variant;
-        let stack = Stack::start(setup).await;
+        let stack =
+            Stack::start(setup.scheduling("- type: round-robin-picker\n", "- pluginRef: round-robin-picker\n")).await;
         let one = address(2);
         let several = format!("{}, {}", address(1), address(2));
         let mixed = format!("nonsense,10.0.0.1:1,{},[::1]:5,", address(1));
@@ -107,7 +104,6 @@ async fn the_subset_hint_limits_every_request() {
                 seen.insert(answer.endpoint().to_owned());
             }
             let allowed: BTreeSet<String> = allowed.iter().map(|s| (*s).to_owned()).collect();
-            // Ties are broken at random, so twelve requests reach every allowed one.
             assert_eq!(seen, allowed, "{variant:?} {hint}");
         }
         for unknown in ["127.0.0.99:8000", "nonsense", "127.0.0.11:1"] {
@@ -134,8 +130,10 @@ async fn requests_without_a_body_obey_filters_and_roles() {
     let servers = sims(&["decoder", "prefiller", "plain"]).await;
     let role = |i: usize, role: &str| Entry::from(&servers[i]).label("llm-d.ai/role", role);
     let entries = vec![role(0, "decode"), role(1, "prefill"), Entry::from(&servers[2]).label("tier", "gold")];
-    let decoding =
-        ("- type: decode-filter\n- type: random-picker\n", "- pluginRef: decode-filter\n- pluginRef: random-picker\n");
+    let decoding = (
+        "- type: decode-filter\n- type: round-robin-picker\n",
+        "- pluginRef: decode-filter\n- pluginRef: round-robin-picker\n",
+    );
     let stack = Stack::start(Setup::a(entries.clone()).scheduling(decoding.0, decoding.1)).await;
     let mut seen = BTreeSet::new();
     for i in 0..20 {
@@ -149,8 +147,8 @@ async fn requests_without_a_body_obey_filters_and_roles() {
     // HEAD has no body either way.
     let head = http::Request::head("/v1/models").body(String::new()).unwrap();
     assert_ne!(stack.send(head).await.endpoint(), "prefiller");
-    stack.write_endpoints(&crate::stack::endpoints_yaml(&[role(1, "prefill")]));
-    crate::stack::until("the pool has one endpoint", async || stack.pool.snapshot().topology.len() == 1).await;
+    stack.write_endpoints(&endpoints_yaml(&[role(1, "prefill")]));
+    until("the pool has one endpoint", async || stack.pool.snapshot().topology.len() == 1).await;
     for answer in [stack.get("/v1/models", &[]).await, stack.post("/v1/completions", &[], completion("x")).await] {
         assert_eq!(answer.status, 429, "{answer:?}");
         assert!(answer.text().starts_with("inference error: ResourceExhausted - "), "{answer:?}");

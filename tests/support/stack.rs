@@ -193,6 +193,11 @@ impl Setup {
     }
 }
 
+/// Both variants with the same endpoints.
+pub fn both<E: Into<Entry>>(entries: impl IntoIterator<Item = E> + Clone) -> [Setup; 2] {
+    [Setup::a(entries.clone()), Setup::b(entries)]
+}
+
 /// A running system.
 pub struct Stack {
     pub envoy: Envoy,
