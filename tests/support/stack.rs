@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -441,4 +442,48 @@ impl Answer {
 fn pairs(list: &Value, name: &str) -> Vec<String> {
     let all = list.as_array().unwrap().iter();
     all.filter(|pair| pair[0] == name).map(|pair| pair[1].as_str().unwrap().to_owned()).collect()
+}
+
+/// Requests that go on in the background while something else happens.
+pub struct Traffic {
+    stop: Arc<AtomicBool>,
+    workers: Vec<JoinHandle<BTreeMap<(u16, String), u64>>>,
+}
+
+impl Traffic {
+    /// `workers` clients send one completion after the other through `stack`.
+    pub fn start(stack: &Stack, workers: usize) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let proxy = stack.envoy.address();
+        let work = |worker: usize| {
+            let stop = Arc::clone(&stop);
+            async move {
+                let mut seen = BTreeMap::new();
+                for i in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let body = completion(&format!("Question {i} of client {worker}"));
+                    let sent = client::send(proxy, post("/v1/completions", &[], body));
+                    let answer = Answer::read(within("an answer", sent).await.unwrap()).await;
+                    *seen.entry((answer.status, answer.endpoint().to_owned())).or_default() += 1;
+                }
+                seen
+            }
+        };
+        let workers = (0..workers).map(|worker| tokio::spawn(work(worker))).collect();
+        Self { stop, workers }
+    }
+
+    /// Ends it; how many requests got which status from which server.
+    pub async fn stop(self) -> BTreeMap<(u16, String), u64> {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = BTreeMap::new();
+        for worker in self.workers {
+            for (key, count) in worker.await.unwrap() {
+                *all.entry(key).or_default() += count;
+            }
+        }
+        all
+    }
 }
