@@ -490,12 +490,16 @@ fn give_back(parts: &[Bytes], end: bool, out: &mut Actions, reply: impl Fn(Bytes
 
 /// What an answer with this status is: a request that was not routed can only have been answered by the
 /// data plane; a success is always the model server's; of the failures those are the server's that carry
-/// Envoy's upstream time or come with a served endpoint.
+/// Envoy's upstream time, or come with a served endpoint and the marks of a server. The endpoint alone proves
+/// nothing: Envoy names the one that it chose even if that one refused the connection.
 fn judge(routed: bool, status: u16, headers: &Headers, served: Option<&str>) -> Outcome {
+    // Servers send these; Envoy gives them to its own replies only after its filters have run.
+    let from_server = || headers.first_of(&["date", "server"]).is_some();
     match status {
         _ if !routed => Outcome::LocalReply,
         200..=299 => Outcome::Completed,
-        _ if served.is_some() || headers.get("x-envoy-upstream-service-time").is_some() => Outcome::UpstreamError,
+        _ if headers.get("x-envoy-upstream-service-time").is_some() => Outcome::UpstreamError,
+        _ if served.is_some() && from_server() => Outcome::UpstreamError,
         _ => Outcome::LocalReply,
     }
 }

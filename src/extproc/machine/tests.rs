@@ -414,11 +414,14 @@ fn a_half_close_during_the_decision_waits_for_it() {
 fn an_answer_of_the_data_plane_is_not_a_success_of_the_server() {
     let plain = headers(&[]);
     let timed = headers(&[("x-envoy-upstream-service-time", "3")]);
+    let dated = headers(&[("date", "Thu, 01 Jan 1970 00:00:00 GMT")]);
     for (routed, status, headers, served, expected) in [
         (true, 200, &plain, None, Outcome::Completed),
         (true, 503, &plain, None, Outcome::LocalReply),
         (true, 503, &timed, None, Outcome::UpstreamError),
-        (true, 404, &plain, Some("10.0.0.1:8000"), Outcome::UpstreamError),
+        (true, 404, &dated, Some("10.0.0.1:8000"), Outcome::UpstreamError),
+        (true, 503, &plain, Some("10.0.0.1:8000"), Outcome::LocalReply),
+        (true, 503, &dated, None, Outcome::LocalReply),
         (true, 0, &plain, None, Outcome::LocalReply),
         (false, 408, &plain, None, Outcome::LocalReply),
         (false, 200, &timed, None, Outcome::LocalReply),
