@@ -162,3 +162,29 @@ async fn a_second_signal_ends_it_at_once() {
     assert!(lines.iter().any(|l| l.contains("a second signal (SIGINT)")));
     drop(calls);
 }
+
+#[tokio::test]
+async fn what_was_queued_last_is_written_before_the_process_goes() {
+    let folder = Folder::usual();
+    let picker = Picker::start(&folder, &["--secure-serving=false", "--drain-timeout=0s"]).await;
+    // A peer that takes little at a time: most of the answer waits in the process when the stream ends.
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", picker.grpc))
+        .unwrap()
+        .initial_stream_window_size(65_535)
+        .initial_connection_window_size(65_535)
+        .connect()
+        .await
+        .unwrap();
+    let mut call = Call::open(&channel).await.unwrap();
+    call.request(&[], BODY).await.unwrap();
+    picker.signal("TERM").await;
+    picker.log.with(&["waiting for open streams"]).await;
+    let answer = vec![b'x'; 600_000];
+    call.send(response_headers("200", "text/plain"));
+    call.send(response_body(answer.clone(), true));
+    call.half_close();
+    picker.log.with(&["\"msg\":\"request\"", "\"outcome\":\"completed\""]).await;
+    assert!(call.responded().await == answer, "the whole answer arrives");
+    call.finish().await;
+    assert_eq!(picker.ended().await.0.code(), Some(0));
+}
