@@ -59,7 +59,7 @@ impl Call {
     /// Sends; a stream that the server has ended takes nothing, which the next read shows.
     pub fn send(&self, request: Request) {
         let first = matches!(request, Request::RequestHeaders(_));
-        let _ = self.to.as_ref().expect("not half-closed").send(wire::ProcessingRequest {
+        self.send_message(wire::ProcessingRequest {
             request: Some(request),
             protocol_config: first.then(|| wire::ProtocolConfiguration {
                 request_body_mode: 4,
@@ -68,6 +68,10 @@ impl Call {
             }),
             ..Default::default()
         });
+    }
+
+    pub fn send_message(&self, message: wire::ProcessingRequest) {
+        let _ = self.to.as_ref().expect("not half-closed").send(message);
     }
 
     pub fn half_close(&mut self) {
