@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+/// Labels and value.
+type Series = (BTreeMap<String, String>, f64);
+
 /// A parsed page.
 #[derive(Debug, Default)]
 pub struct Page {
-    series: HashMap<String, Vec<(BTreeMap<String, String>, f64)>>,
+    series: HashMap<String, Vec<Series>>,
     kinds: BTreeMap<String, String>,
 }
 
