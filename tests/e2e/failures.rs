@@ -167,7 +167,7 @@ async fn the_last_endpoint_leaves_while_it_answers() {
     until("the server has the request", async || servers[0].stats().requests == requests + 1).await;
     let none: [Entry; 0] = [];
     stack.write_endpoints(&stack::endpoints_yaml(&none));
-    until("the pool is empty", async || stack.pool.snapshot().topology.len() == 0).await;
+    until("the pool is empty", async || stack.pool.snapshot().topology.is_empty()).await;
     assert_eq!(stack.get("/v1/models", &[]).await.status, 503);
     let answer = Answer::read(within("the answer", sending).await.unwrap().unwrap()).await;
     assert_eq!((answer.status, answer.endpoint()), (200, "one"));

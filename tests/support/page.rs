@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+type Labels = BTreeMap<String, String>;
+
 /// A parsed page.
 #[derive(Debug, Default)]
 pub struct Page {
-    series: HashMap<String, Vec<(BTreeMap<String, String>, f64)>>,
+    /// By name: labels and value.
+    series: HashMap<String, Vec<(Labels, f64)>>,
     kinds: BTreeMap<String, String>,
 }
 
@@ -68,7 +71,7 @@ impl Page {
     }
 
     fn matching(&self, name: &str, labels: &[(&str, &str)]) -> impl Iterator<Item = f64> {
-        let fits = |have: &BTreeMap<String, String>| {
+        let fits = |have: &Labels| {
             labels.iter().all(|(key, value)| have.get(*key).is_some_and(|have| have == value))
         };
         self.series.get(name).into_iter().flatten().filter(move |(have, _)| fits(have)).map(|(_, value)| *value)
@@ -76,8 +79,8 @@ impl Page {
 }
 
 /// `a="b",c="d"` with the three escapes of the format.
-fn labels(text: &str) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
+fn labels(text: &str) -> Labels {
+    let mut found = Labels::new();
     let mut rest = text;
     while !rest.is_empty() {
         let (name, after) = rest.split_once("=\"").unwrap_or_else(|| panic!("no label in {text:?}"));
