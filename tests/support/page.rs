@@ -71,9 +71,7 @@ impl Page {
     }
 
     fn matching(&self, name: &str, labels: &[(&str, &str)]) -> impl Iterator<Item = f64> {
-        let fits = |have: &Labels| {
-            labels.iter().all(|(key, value)| have.get(*key).is_some_and(|have| have == value))
-        };
+        let fits = |have: &Labels| labels.iter().all(|(key, value)| have.get(*key).is_some_and(|have| have == value));
         self.series.get(name).into_iter().flatten().filter(move |(have, _)| fits(have)).map(|(_, value)| *value)
     }
 }
