@@ -14,8 +14,7 @@ demo: ## build everything and show the main job behind a real Envoy (Ctrl-C ends
 	@envoy="$$(scripts/get-envoy)" && exec ./target/release/pointsman demo --envoy "$$envoy" $(DEMO_ARGS)
 
 test: envoy tools ## run every test, fetching what the tests need
-	@ENVOY_BIN="$$(scripts/get-envoy)" $(CARGO) test --locked --all-targets
-	@ENVOY_BIN="$$(scripts/get-envoy)" $(CARGO) test --locked --doc
+	@ENVOY_BIN="$$(scripts/get-envoy)" PROMTOOL_BIN="$$(scripts/get-promtool)" $(CARGO) test --locked
 
 check: ## formatting, lints, documentation, dependency policy
 	$(CARGO) fmt --all --check
@@ -26,13 +25,18 @@ check: ## formatting, lints, documentation, dependency policy
 bench: ## micro-benchmarks
 	$(CARGO) bench --locked
 
-# Seconds for each fuzz target.
+# Seconds for each fuzz target, and the targets; see fuzz/README.md.
 FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= json_body sse metrics_text config endpoints_file extproc_message
+fuzz: export RUSTC_BOOTSTRAP = 1
 fuzz: ## run every fuzz target for FUZZ_SECONDS seconds
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked
-	@set -e; for target in $$(cd fuzz && RUSTC_BOOTSTRAP=1 $(CARGO) fuzz list); do \
+	@fuzz/seed-corpus
+	$(CARGO) fuzz build
+	@set -e; for target in $(FUZZ_TARGETS); do \
 	  echo "==> $$target for $(FUZZ_SECONDS) s"; \
-	  RUSTC_BOOTSTRAP=1 $(CARGO) fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 -print_final_stats=1; \
+	  dict=""; [ ! -f fuzz/dict/$$target.dict ] || dict="-dict=fuzz/dict/$$target.dict"; \
+	  $(CARGO) fuzz run $$target -- -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 -timeout=10 -print_final_stats=1 $$dict; \
 	done
 
 envoy: ## fetch the Envoy that the tests and the demo use

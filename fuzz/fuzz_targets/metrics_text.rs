@@ -1,5 +1,10 @@
-//! Any bytes as a metrics page of any engine: no panic, no sample with values out of range, and the same
-//! findings however the page is cut into chunks.
+//! Any bytes as a metrics page of any engine:
+//!
+//! * a sample holds finite values within their ranges, or none;
+//! * the findings are the same however the page is cut into chunks, and when the buffers were used before;
+//! * a page that cannot end in the middle of a line is never called cut.
+//!
+//! The first byte chooses the length of the chunks.
 #![no_main]
 
 use std::collections::BTreeSet;
@@ -25,27 +30,38 @@ static PLANS: LazyLock<Vec<Plan>> = LazyLock::new(|| {
     engines.iter().map(|engine| Plan::new(engine, &wanted)).collect()
 });
 
-fn read(plan: &Plan, page: &[u8], chunk: usize) -> (bool, bool, LoadSample) {
-    let mut reading = Reading::default();
+type Findings = (bool, bool, bool, LoadSample);
+
+fn read(reading: &mut Reading, plan: &Plan, page: &[u8], chunk: usize) -> Findings {
     reading.reset(plan);
     for part in page.chunks(chunk) {
         reading.feed(plan, part);
     }
     let cut = reading.finish();
-    (cut, reading.has_load(plan), reading.sample(plan, Timestamp(1), &Arc::default()))
+    let sample = reading.sample(plan, Timestamp(1), &Arc::default());
+    (cut, reading.has_load(plan), reading.looks_foreign(), sample)
 }
 
 fuzz_target!(|data: &[u8]| {
     let Some((&size, page)) = data.split_first() else { return };
     for plan in PLANS.iter() {
-        let whole = read(plan, page, page.len().max(1));
-        let (_, _, sample) = &whole;
+        let mut reading = Reading::default();
+        let whole = read(&mut reading, plan, page, page.len().max(1));
+        let (cut, _, _, sample) = &whole;
+        assert!(!cut || !page.ends_with(b"\n"), "a page of whole lines is not cut");
         for value in [sample.waiting, sample.running, sample.kv_usage].into_iter().flatten() {
-            assert!(value >= 0.0);
+            assert!(value >= 0.0 && value.is_finite(), "{sample:?}");
         }
         assert!(sample.kv_usage.is_none_or(|usage| usage <= 1.0));
-        assert!(sample.detail.attributes.values().all(|value| value.is_finite()));
-        assert_eq!(read(plan, page, usize::from(size).max(1)), whole);
+        let detail = &sample.detail;
+        assert!(detail.attributes.values().all(|value| value.is_finite()));
+        assert!(detail.block_size != Some(0) && detail.num_blocks != Some(0), "zero is no geometry");
+        for adapters in detail.lora.iter().flat_map(|lora| [&lora.running, &lora.waiting]) {
+            assert!(adapters.len() <= 1024 && adapters.iter().all(|adapter| !adapter.is_empty()));
+        }
+        for chunk in [usize::from(size).max(1), 1] {
+            assert_eq!(read(&mut reading, plan, page, chunk), whole);
+        }
     }
     let _ = MetricSpec::parse(&String::from_utf8_lossy(page));
 });

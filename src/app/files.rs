@@ -11,11 +11,13 @@ use crate::extproc::tls::CertificateHolder;
 use crate::lifecycle::watch_file::{Contents, FileWatcher, WatchOptions};
 use crate::pool::Pool;
 
+use super::Unusable;
+
 /// Reads an endpoints file.
 ///
 /// # Errors
 /// Every problem of the file, one per line, as `file:line:column: path: message`.
-pub fn endpoints(path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<EndpointSpec>> {
+pub fn endpoints(path: &Path, bytes: &[u8]) -> Result<Vec<EndpointSpec>, Unusable> {
     let mut problems = Problems::default();
     let specs =
         config::yaml::read(bytes, &mut problems).map(|node| file::decode(&node, &mut problems)).unwrap_or_default();
@@ -23,8 +25,7 @@ pub fn endpoints(path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<EndpointSpec>>
         return Ok(specs);
     }
     let name = path.display().to_string();
-    let lines: Vec<String> = problems.errors.iter().map(|p| config::error::line(&name, p)).collect();
-    Err(anyhow::anyhow!(lines.join("\n")))
+    Err(Unusable(problems.errors.iter().map(|p| config::error::line(&name, p)).collect()))
 }
 
 /// Follows the endpoints file; a broken one changes nothing and is logged.
@@ -33,7 +34,7 @@ pub async fn follow_endpoints(path: PathBuf, first: Contents, pool: Arc<Pool>) -
     let mut watcher = FileWatcher::starting_from(vec![path.clone()], options, first);
     loop {
         let read = watcher.changed().await.map_err(anyhow::Error::from);
-        match read.and_then(|contents| endpoints(&path, &contents[0])) {
+        match read.and_then(|contents| Ok(endpoints(&path, &contents[0])?)) {
             Ok(specs) => {
                 tracing::info!(file = %path.display(), endpoints = specs.len(), "endpoints file read");
                 pool.replace(specs);

@@ -195,6 +195,9 @@ pub struct Flags {
     /// Time stamps in log lines: epoch, millis, nano, iso8601, rfc3339 or rfc3339nano.
     #[arg(long, value_name = "ENCODING", value_parser = ["epoch", "millis", "nano", "iso8601", "rfc3339", "rfc3339nano"])]
     zap_time_encoding: Option<String>,
+    /// How long open streams may go on after --drain-timeout before they are cut.
+    #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = duration)]
+    shutdown_grace: Duration,
     /// Largest request body (quantity); a larger one is answered with 413.
     #[arg(long, value_name = "SIZE", default_value = "64Mi", value_parser = size)]
     max_request_body: Size,
@@ -436,6 +439,7 @@ impl Flags {
                 refresh_gauges: self.refresh_prometheus_metrics_interval,
                 staleness: self.metrics_staleness_threshold,
                 drain: self.drain_timeout,
+                grace: self.shutdown_grace,
             },
             disable_subset_filter: self.disable_endpoint_subset_filter,
             emit_scores: self.emit_endpoint_scores,

@@ -100,7 +100,9 @@ impl Reading {
 
     /// The sample; `previous` is its detail again if nothing in it changed.
     pub fn sample(&self, plan: &Plan, taken_at: Timestamp, previous: &Arc<LoadDetail>) -> LoadSample {
-        let count = |q: &Option<Quantity>| self.value(q.as_ref()).filter(|v| *v >= 0.0).map(|v| v as f32);
+        // Checked once more as `f32`: a larger number would become infinite, and two of those have no order.
+        let count =
+            |q: &Option<Quantity>| self.value(q.as_ref()).map(|v| v as f32).filter(|v| *v >= 0.0 && v.is_finite());
         LoadSample {
             taken_at,
             waiting: count(&plan.waiting),

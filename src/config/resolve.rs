@@ -271,6 +271,15 @@ fn pool(
                 "remove it",
             );
         }
+        // As in the picker we replace; said aloud, because nobody should believe the port protected.
+        if settings.metrics.cert_dir.is_some() {
+            problems.warn(
+                nowhere,
+                "--metrics-cert-dir",
+                "the metrics port is plain HTTP without a check of the client with dataLayer.discovery",
+                "remove it, and let only the monitoring reach the port",
+            );
+        }
     } else if purpose == Purpose::Serve && !tables.kubernetes {
         let written = [("--pool-name", &pool.name), ("--endpoint-selector", &pool.selector)];
         let fix = "declare a plugin of type file-discovery and name it in dataLayer.discovery.pluginRef";

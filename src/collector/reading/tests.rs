@@ -201,3 +201,12 @@ proptest! {
         prop_assert_eq!(read(size), whole);
     }
 }
+
+#[test]
+fn a_number_beyond_f32_is_absent() {
+    // Found by fuzzing: it became an infinite queue.
+    for (value, wanted) in [("1e39", None), ("-1e39", None), ("3e38", Some(3e38))] {
+        let found = sample("vllm", format!("vllm:num_requests_waiting {value}\n").as_bytes());
+        assert_eq!(found.waiting, wanted, "{value}");
+    }
+}
