@@ -187,8 +187,9 @@ impl Machine {
                 out.push(Action::Reply(Reply::RequestBodyPass));
             }
             Request::Abandoned { taken: true } => {}
-            // A late empty end marker takes nothing and owes nothing.
-            Request::Done { .. } if chunk.is_empty() => {}
+            // The whole request has been given back, so nothing is owed for what comes after its end: an empty
+            // end marker, or the last piece once more, which Envoy was seen to repeat (envoyproxy/envoy#46237).
+            Request::Done { .. } if end => {}
             _ => self.violation("a request body came at the wrong time (request_header_mode must be SEND)", out),
         }
     }
@@ -495,16 +496,19 @@ fn give_back(parts: &[Bytes], end: bool, out: &mut Actions, reply: impl Fn(Bytes
 
 /// What an answer with this status is: a request that was not routed can only have been answered by the
 /// data plane; a success is always the model server's; of the failures those are the server's that carry
-/// Envoy's upstream time, or come with a served endpoint and the marks of a server. The endpoint alone proves
-/// nothing: Envoy names the one that it chose even if that one refused the connection.
+/// Envoy's upstream time, or come with a served endpoint and do not look like a proxy's own. The endpoint
+/// alone proves nothing: Envoy names the one that it chose even if that one refused the connection.
 fn judge(routed: bool, status: u16, headers: &Headers, served: Option<&str>) -> Outcome {
-    // Servers send these; Envoy gives them to its own replies only after its filters have run.
-    let from_server = || headers.first_of(&["date", "server"]).is_some();
+    // Plain text without the headers of a server, which Envoy gives to its own replies only after its filters.
+    let proxys_own = || {
+        headers.first_of(&["date", "server"]).is_none()
+            && headers.get("content-type").is_some_and(|kind| kind.starts_with("text/plain"))
+    };
     match status {
         _ if !routed => Outcome::LocalReply,
         200..=299 => Outcome::Completed,
         _ if headers.get("x-envoy-upstream-service-time").is_some() => Outcome::UpstreamError,
-        _ if served.is_some() && from_server() => Outcome::UpstreamError,
+        _ if served.is_some() && !proxys_own() => Outcome::UpstreamError,
         _ => Outcome::LocalReply,
     }
 }

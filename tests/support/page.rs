@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-/// Labels and value.
-type Series = (BTreeMap<String, String>, f64);
+type Labels = BTreeMap<String, String>;
 
 /// A parsed page.
 #[derive(Debug, Default)]
 pub struct Page {
-    series: HashMap<String, Vec<Series>>,
+    /// By name: labels and value.
+    series: HashMap<String, Vec<(Labels, f64)>>,
     kinds: BTreeMap<String, String>,
 }
 
@@ -71,16 +71,14 @@ impl Page {
     }
 
     fn matching(&self, name: &str, labels: &[(&str, &str)]) -> impl Iterator<Item = f64> {
-        let fits = |have: &BTreeMap<String, String>| {
-            labels.iter().all(|(key, value)| have.get(*key).is_some_and(|have| have == value))
-        };
+        let fits = |have: &Labels| labels.iter().all(|(key, value)| have.get(*key).is_some_and(|have| have == value));
         self.series.get(name).into_iter().flatten().filter(move |(have, _)| fits(have)).map(|(_, value)| *value)
     }
 }
 
 /// `a="b",c="d"` with the three escapes of the format.
-fn labels(text: &str) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
+fn labels(text: &str) -> Labels {
+    let mut found = Labels::new();
     let mut rest = text;
     while !rest.is_empty() {
         let (name, after) = rest.split_once("=\"").unwrap_or_else(|| panic!("no label in {text:?}"));
