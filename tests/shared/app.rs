@@ -83,11 +83,9 @@ impl Running {
         String::from_utf8(self.metrics.render()).unwrap()
     }
 
-    /// The sum over all series of `name` whose labels contain `labels`.
+    /// [`sum`] on the present page.
     pub fn sum(&self, name: &str, labels: &str) -> f64 {
-        let page = self.page();
-        let lines = page.lines().filter(|l| l.starts_with(name) && l[name.len()..].starts_with(['{', ' ']));
-        lines.filter(|l| l.contains(labels)).map(|l| l.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
+        sum(&self.page(), name, labels)
     }
 
     /// Requests that ended with `outcome`; with an empty text, all.
@@ -109,6 +107,12 @@ impl Running {
         let drained = self.task.await.unwrap().unwrap();
         assert_eq!(drained.forced, 0, "nothing is open any more");
     }
+}
+
+/// The sum over all series of `name` on `page` whose labels contain `labels`.
+pub fn sum(page: &str, name: &str, labels: &str) -> f64 {
+    let lines = page.lines().filter(|l| l.starts_with(name) && l[name.len()..].starts_with(['{', ' ']));
+    lines.filter(|l| l.contains(labels)).map(|l| l.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap()).sum()
 }
 
 /// Waits for a condition by looking at it.
