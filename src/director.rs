@@ -131,7 +131,7 @@ impl Director {
     /// Chooses endpoints for `request` and commits the choice.
     fn route(&self, request: &InferenceRequest, subset: Option<&SubsetHint>) -> Result<Committed, Rejection> {
         let parts = &self.parts;
-        let explain = parts.decisions.is_on();
+        let explain = parts.decisions.is_on() || parts.settings.emit_scores;
         let mut signals = Signals::default();
         let mut fresh = true;
         let mut attempts = 0;

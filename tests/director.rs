@@ -135,14 +135,10 @@ fn a_subset_is_obeyed_with_and_without_a_body() {
     let decide = |request| directed.open().decide(request).map(|route: Route| route.destination);
 
     for _ in 0..8 {
-        let request = CompleteRequest { subset: only(vec![third.clone()]), ..completion() };
+        let request = CompleteRequest { subset: only(vec![third]), ..completion() };
         assert_eq!(decide(request).unwrap().as_ref(), "192.168.1.3:8000");
         let headers = Headers::from([(":method", "GET"), (":path", "/v1/models")]);
-        let request = CompleteRequest {
-            headers,
-            subset: only(vec![unknown.clone(), bare.clone()]),
-            ..CompleteRequest::default()
-        };
+        let request = CompleteRequest { headers, subset: only(vec![unknown, bare]), ..CompleteRequest::default() };
         assert_eq!(decide(request).unwrap().as_ref(), "192.168.1.2:8000");
     }
     for nothing in [vec![], vec![unknown]] {

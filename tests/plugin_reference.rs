@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};
 
-use pointsman::collector::plugins::{CustomMetric, ENGINE_LABEL, EngineConfig};
+use pointsman::collector::plugins::{CustomMetric, EngineConfig};
 use pointsman::config::Tables;
 use pointsman::scheduling::filters::label_selector;
 use pointsman::scheduling::params::{ParamSpec, Params};
@@ -71,22 +71,10 @@ fn nested(kind: &str) -> Vec<(&'static str, &'static [ParamSpec])> {
 
 /// A default as an operator writes it; empty if the parameter is absent by default.
 fn default_text(spec: &ParamSpec) -> String {
-    let code = |text: &str| format!("`{text}`");
-    match spec.default {
-        "None" | "String::new()" | "Vec::new()" | "BTreeMap::new()" => String::new(),
-        "ENGINE_LABEL.to_owned()" => code(ENGINE_LABEL),
-        "Quantity(256 << 20)" => code("256Mi"),
-        "std::time::Duration::from_millis(200)" => code("200ms"),
-        "true" | "false" => code(spec.default),
-        text if text.starts_with('"') => code(text.split('"').nth(1).unwrap_or_default()),
-        text if text.starts_with(|c: char| c.is_ascii_digit()) => code(&number(text)),
-        variant => {
-            // `Scheme::Http` of "one of http https".
-            let wanted = variant.rsplit("::").next().unwrap_or_default().to_ascii_lowercase();
-            let found = spec.ty.split(' ').find(|word| word.replace(['_', '-'], "") == wanted);
-            code(found.unwrap_or_else(|| panic!("{}: say in this test how {variant} is written", spec.key)))
-        }
-    }
+    let text = spec
+        .default_text()
+        .unwrap_or_else(|| panic!("{}: ParamSpec::default_text cannot read {}", spec.key, spec.default));
+    if text.is_empty() { text } else { format!("`{text}`") }
 }
 
 fn number(source: &str) -> String {

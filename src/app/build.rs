@@ -60,7 +60,10 @@ struct Collection {
 /// Passes samples on to the pool.
 struct PoolSink {
     pool: Arc<Pool>,
-    errors: Arc<Count>,
+    /// Pages that could not be had.
+    poll_errors: Arc<Count>,
+    /// Pages that came but could not be used.
+    extract_errors: Arc<Count>,
 }
 
 impl SampleSink for PoolSink {
@@ -68,8 +71,11 @@ impl SampleSink for PoolSink {
         self.pool.report(slot, generation, &sample);
     }
 
-    fn poll_failed(&self, _: Slot, _: u64, _: PollError) {
-        self.errors.inc();
+    fn poll_failed(&self, _: Slot, _: u64, cause: PollError) {
+        match cause {
+            PollError::Connect | PollError::Timeout | PollError::Status | PollError::TooLarge => self.poll_errors.inc(),
+            PollError::Parse | PollError::MissingFamily => self.extract_errors.inc(),
+        }
     }
 }
 
@@ -358,6 +364,10 @@ fn collection(config: &Config, pool: &Arc<Pool>, metrics: &Arc<Metrics>) -> anyh
     if source_params.interval.is_none() {
         settings.interval = config.settings.intervals.refresh_metrics;
     }
-    let errors = metrics.poll_errors(source.kind);
-    Ok(Some(Collection { settings, sink: Arc::new(PoolSink { pool: Arc::clone(pool), errors }) }))
+    let sink = PoolSink {
+        pool: Arc::clone(pool),
+        poll_errors: metrics.poll_errors(source.kind),
+        extract_errors: metrics.extract_errors(source.kind, extractor.map_or("", |e| e.kind)),
+    };
+    Ok(Some(Collection { settings, sink: Arc::new(sink) }))
 }

@@ -120,7 +120,7 @@ pub struct Logging {
 pub struct Limits {
     /// `--max-request-body` in bytes.
     pub request_body: u64,
-    /// `--grpc-max-recv-msg-size` in bytes; absent keeps gRPC's 4 MiB.
+    /// `--grpc-max-recv-msg-size` in bytes; absent is the largest body and 1 MiB.
     pub grpc_receive: Option<u64>,
     /// `--grpc-max-send-msg-size` in bytes.
     pub grpc_send: Option<u64>,

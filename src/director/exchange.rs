@@ -371,7 +371,9 @@ fn destinations_of(decision: &Decision) -> Box<str> {
     picked.iter().map(|r| r.endpoint.destination()).collect::<Vec<_>>().join(",").into()
 }
 
+/// The total of every candidate that was scored, for the scores metadata.
 fn scores_of(decision: &Decision) -> Vec<(Box<str>, f64)> {
-    let score = |r: &crate::domain::Ranked| (r.endpoint.destination().into(), f64::from(r.score));
-    decision.primary().picked.iter().map(score).collect()
+    let explanation = decision.primary().explanation.as_deref();
+    let candidates = explanation.map_or(&[][..], |e| e.candidates.as_slice());
+    candidates.iter().map(|c| (c.endpoint.destination().into(), f64::from(c.total))).collect()
 }

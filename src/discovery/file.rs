@@ -187,3 +187,6 @@ fn endpoint(entry: &Node, path: &str, problems: &mut Problems) -> Option<Endpoin
     }
     Some(EndpointSpec { name, namespace, address: SocketAddr::new(ip, port.0), rank: 0, labels })
 }
+
+#[cfg(test)]
+mod tests;

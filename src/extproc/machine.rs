@@ -171,7 +171,11 @@ impl Machine {
             Request::Collecting { body, .. } => {
                 if body.len().saturating_add(chunk.len()) > self.rules.max_request_body {
                     let limit = self.rules.max_request_body as u64;
-                    return self.refuse(Rejection::TooLarge { limit }, Outcome::Rejected, out);
+                    return self.refuse(
+                        Rejection::TooLarge { limit, setting: "--max-request-body" },
+                        Outcome::Rejected,
+                        out,
+                    );
                 }
                 body.push(chunk);
                 if end || buffered {
@@ -383,7 +387,8 @@ impl Machine {
                 self.close(Close::Cancelled, out);
             }
             ReadFailure::TooLarge { limit } if !matches!(self.request, Request::Done { .. }) => {
-                self.refuse(Rejection::TooLarge { limit }, Outcome::Rejected, out);
+                let setting = "one message of the data plane, --grpc-max-recv-msg-size";
+                self.refuse(Rejection::TooLarge { limit, setting }, Outcome::Rejected, out);
             }
             ReadFailure::TooLarge { .. } => {
                 self.violation("a message is larger than --grpc-max-recv-msg-size allows", out);

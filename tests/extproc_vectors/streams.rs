@@ -137,7 +137,7 @@ async fn a_body_above_the_limit_is_refused_before_it_has_ended() {
     let (said, status) = rest(&mut call).await;
     assert_eq!(
         said,
-        ["I 413 - inference error: PayloadTooLarge - request body exceeds the limit of 100 bytes (--max-request-body)"]
+        ["I 413 - inference error: PayloadTooLarge - the request exceeds the limit of 100 bytes (--max-request-body)"]
     );
     assert!(status.is_ok());
     lab.settled().await;

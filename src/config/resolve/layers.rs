@@ -184,8 +184,8 @@ fn flow_control(flow: &Placed<FlowControl>, gates: Gates, problems: &mut Problem
         problems.warn(
             flow.at,
             &flow.path,
-            "only saturationDetector has an effect here: the feature gate `flowControl` is off",
-            "add `featureGates: [flowControl]`, or remove the other fields",
+            "nothing here has an effect: requests are not queued, because the feature gate `flowControl` is off",
+            "remove the fields, or keep them for a version that queues",
         );
     }
 }

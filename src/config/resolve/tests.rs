@@ -334,7 +334,7 @@ fn what_does_nothing_is_a_warning() {
         "twice",
         "its weight has no effect",
         "does nothing in a profile",
-        "only saturationDetector has an effect",
+        "requests are not queued",
     ] {
         assert!(shown.contains(words), "{words}: {shown}");
     }

@@ -318,7 +318,7 @@ fn the_limit_is_checked_before_the_chunk_is_kept() {
         matches!(
             &actions[..],
             [
-                Action::Reply(Reply::Immediate(Rejection::TooLarge { limit: 10 })),
+                Action::Reply(Reply::Immediate(Rejection::TooLarge { limit: 10, setting: "--max-request-body" })),
                 Action::End(Outcome::Rejected),
                 Action::Close(Close::Ok)
             ]
