@@ -339,7 +339,7 @@ fn tls(config: &Config) -> Result<Tls, Unusable> {
 
 /// The collector, if any plugin reads metrics.
 fn collection(config: &Config, pool: &Arc<Pool>, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collection>> {
-    let wanted: std::collections::BTreeSet<Metric> = config
+    let mut wanted: std::collections::BTreeSet<Metric> = config
         .registry
         .needs
         .keys()
@@ -348,6 +348,8 @@ fn collection(config: &Config, pool: &Arc<Pool>, metrics: &Arc<Metrics>) -> anyh
     let Some(DataSource { source, extractors }) = config.sources.first().filter(|_| !wanted.is_empty()) else {
         return Ok(None);
     };
+    // A page that is fetched anyway also feeds the pool's gauges, which autoscalers read.
+    wanted.extend([Metric::Waiting, Metric::Running, Metric::KvUsage]);
     // The parameters were checked when the configuration was resolved.
     let mut problems = Problems::default();
     let source_params = collector::decode_source(source.parameters.as_ref(), &source.path, &mut problems);
