@@ -117,7 +117,8 @@ thread_local! {
 impl Director {
     /// A director over `parts`.
     pub fn new(parts: Parts) -> Self {
-        let reserves = parts.producers.iter().any(|p| p.producer.is_volatile());
+        let reserves =
+            parts.producers.iter().any(|p| p.producer.is_volatile()) || parts.commits.iter().any(|c| c.reserves());
         let prefix_metrics =
             parts.prefix_producers.iter().map(|(name, kind)| parts.metrics.prefix_index(name, kind)).collect();
         Self { parts, claims: Claims::default(), reserves, prefix_metrics }
@@ -155,7 +156,11 @@ impl Director {
                 fresh = false;
                 let now = parts.clock.now();
                 let cycle = Cycle { request, snapshot: &snapshot, signals: &signals, now };
-                let decision = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain)?;
+                let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain);
+                parts.metrics.observe_scheduling(parts.clock.now().since(now));
+                let decided = scheduled.as_ref().ok().map(|d| d.destination().as_ref());
+                parts.metrics.scheduler_attempt(&request.target_model, decided);
+                let decision = scheduled?;
                 if request.headers.get("prefer").is_some_and(|v| v.eq_ignore_ascii_case("if-available"))
                     && !holds_prefix(&signals, decision.destination().slot)
                 {

@@ -37,7 +37,9 @@ pub async fn follow_endpoints(path: PathBuf, first: Contents, pool: Arc<Pool>) -
         match read.and_then(|contents| Ok(endpoints(&path, &contents[0])?)) {
             Ok(specs) => {
                 tracing::info!(file = %path.display(), endpoints = specs.len(), "endpoints file read");
-                pool.replace(specs);
+                // Forgetting what was learnt of removed endpoints can take milliseconds.
+                let pool = Arc::clone(&pool);
+                tokio::task::spawn_blocking(move || pool.replace(specs)).await?;
             }
             Err(error) => {
                 tracing::error!(file = %path.display(), error = %error, "endpoints file not usable: keeping the last good one");

@@ -281,9 +281,11 @@ impl Machine {
         out.push(Action::Reply(Reply::RequestHeaders(answer)));
         let parts = parts.unwrap_or_else(|| SmallVec::from_iter([body]));
         match ending {
-            Ending::Body => give_back(&parts, true, out, |piece, end| Reply::RequestBody { piece, end }),
+            Ending::Body => {
+                give_back(&parts, true, |piece, end| out.push(Action::Reply(Reply::RequestBody { piece, end })));
+            }
             Ending::Trailers => {
-                give_back(&parts, false, out, |piece, end| Reply::RequestBody { piece, end });
+                give_back(&parts, false, |piece, end| out.push(Action::Reply(Reply::RequestBody { piece, end })));
                 out.push(Action::Reply(Reply::RequestTrailers));
             }
             Ending::Headers | Ending::Buffered => {}
@@ -472,25 +474,19 @@ pub fn shutting_down() -> Rejection {
 
 /// The replies to a piece of the response that is passed on as `parts`.
 pub fn response_replies(parts: &[Bytes], end: bool, mut emit: impl FnMut(Reply)) {
-    let mut actions = Actions::new();
-    give_back(parts, end, &mut actions, |piece, end| Reply::ResponseBody { piece, end });
-    for action in actions {
-        if let Action::Reply(reply) = action {
-            emit(reply);
-        }
-    }
+    give_back(parts, end, |piece, end| emit(Reply::ResponseBody { piece, end }));
 }
 
-/// Appends a body as pieces; `end` goes on the last one, which is empty if the body is.
-fn give_back(parts: &[Bytes], end: bool, out: &mut Actions, reply: impl Fn(Bytes, bool) -> Reply) {
+/// Emits a body as pieces; `end` goes on the last one, which is empty if the body is.
+fn give_back(parts: &[Bytes], end: bool, mut emit: impl FnMut(Bytes, bool)) {
     let mut held: Option<Bytes> = None;
     body::pieces(parts, |piece| {
         if let Some(previous) = held.replace(piece) {
-            out.push(Action::Reply(reply(previous, false)));
+            emit(previous, false);
         }
     });
     if end || held.is_some() {
-        out.push(Action::Reply(reply(held.unwrap_or_default(), end)));
+        emit(held.unwrap_or_default(), end);
     }
 }
 
