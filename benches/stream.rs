@@ -45,10 +45,9 @@ impl Picker {
     /// CPU time used so far: user, system.
     fn cpu(&self) -> [Duration; 2] {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).expect("Linux");
-        let fields: Vec<u64> =
-            stat.rsplit(')').next().unwrap_or("").split(' ').filter_map(|f| f.parse().ok()).collect();
-        // After the name and the state (which is no number): fields 14 and 15 of proc(5), in ticks of 10 ms.
-        [fields[10], fields[11]].map(|ticks| Duration::from_millis(ticks * 10))
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or("").split(' ').collect();
+        // Fields 14 and 15 of proc(5), counted from the third, in ticks of 10 ms.
+        [11, 12].map(|at| Duration::from_millis(fields[at].parse::<u64>().expect("a number") * 10))
     }
 }
 
