@@ -52,12 +52,16 @@ pub async fn follow_endpoints(path: PathBuf, first: Contents, pool: Arc<Pool>) -
 pub async fn follow_certificate(folder: PathBuf, holder: Arc<CertificateHolder>) -> anyhow::Result<()> {
     let paths = vec![folder.join("tls.crt"), folder.join("tls.key")];
     let mut watcher = FileWatcher::new(paths, WatchOptions::default());
+    // The first contents are those of the start, or came right after it.
+    let mut first = true;
     loop {
         let result = match watcher.changed().await {
             Ok(_) => holder.reload(&folder),
             Err(error) => Err(error.into()),
         };
+        let at_start = std::mem::replace(&mut first, false);
         match result {
+            Ok(()) if at_start => {}
             Ok(()) => tracing::info!(folder = %folder.display(), "certificate reloaded"),
             Err(error) => {
                 tracing::error!(folder = %folder.display(), error = format!("{error:#}"), "certificate not usable: keeping the last good one");

@@ -108,7 +108,7 @@ pub struct Flags {
     /// Ignore the subset of endpoints that the proxy names in the metadata.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     disable_endpoint_subset_filter: bool,
-    /// Write the scores of the picked endpoints to the dynamic metadata.
+    /// Write the scores of the candidates to the dynamic metadata.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     emit_endpoint_scores: bool,
     /// File with the EndpointPickerConfig; read once at start.
