@@ -62,7 +62,8 @@ fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool
             .map(|p| NamedProducer { name: p.name.clone(), kind: p.kind, producer: p.producer.clone() })
             .collect(),
         prefix_producers: Vec::new(),
-        commits: config.commits.iter().map(|(_, c)| Arc::clone(c)).collect(),
+        commits: config.commits.clone(),
+        plugins: config.names.clone(),
         dialects: Dialects::default(),
         metrics: Metrics::new(),
         clock,

@@ -106,10 +106,10 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         grpc_stream_metrics: settings.metrics.stream_metrics,
         ..MetricsOptions::default()
     });
-    let commits: Vec<Arc<dyn Commit>> = config.commits.iter().map(|(_, commit)| Arc::clone(commit)).collect();
+    let commits = config.commits.clone();
     let learners = commits.clone();
     let forget = move |endpoint: &Endpoint| {
-        for commit in &learners {
+        for (_, commit) in &learners {
             commit.endpoint_removed(endpoint);
         }
     };
@@ -233,7 +233,7 @@ async fn endpoints(config: &Config) -> Result<Endpoints, Unusable> {
 fn parts_of(
     config: &Config,
     environment: &Environment,
-    commits: Vec<Arc<dyn Commit>>,
+    commits: Vec<(Arc<str>, Arc<dyn Commit>)>,
     pool: &Arc<Pool>,
     metrics: &Arc<Metrics>,
     clock: &Arc<dyn Clock>,
@@ -254,6 +254,7 @@ fn parts_of(
         producers: producers.collect(),
         prefix_producers: prefix_producers(config),
         commits,
+        plugins: config.names.clone(),
         dialects: Dialects::new(parsers),
         metrics: Arc::clone(metrics),
         clock: Arc::clone(clock),

@@ -153,6 +153,7 @@ fn attempt(
         .producers()
         .map(|(declared, producer)| NamedProducer { name: declared.name.clone(), kind: declared.kind, producer })
         .collect();
+    let names = plugins.names();
     let registry = plugins.into_registry();
     let commits = registry.instances.iter().filter_map(|(name, b)| Some((name.clone(), b.commit.clone()?))).collect();
     Some(Config {
@@ -163,6 +164,7 @@ fn attempt(
         scheduler: Scheduler { profiles: profiles.profiles, handler: handler? },
         producers,
         commits,
+        names,
         registry,
         parsers,
         sources,

@@ -356,7 +356,8 @@ impl Exchange for DirectedExchange {
         }
         let passed = self.restore.as_mut().map(|restore| restore.push(chunk, end));
         if !chunk.is_empty() {
-            self.answer.processing += self.director.parts.clock.now().since(self.answer.last_chunk_at.unwrap_or_default());
+            self.answer.processing +=
+                self.director.parts.clock.now().since(self.answer.last_chunk_at.unwrap_or_default());
         }
         passed
     }

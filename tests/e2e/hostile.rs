@@ -116,6 +116,8 @@ async fn sixty_four_mebibytes_and_one_byte_are_too_large() {
     assert_eq!(answer.status, 413, "{answer:?}");
     assert!(answer.text().starts_with("inference error: "), "{answer:?}");
     assert_eq!(stack.post("/v1/completions", &[], completion("Hello")).await.status, 200);
+    let errors = stack.metrics().await.sum("llm_d_epp_request_error_total", &[("error_code", "PayloadTooLarge")]);
+    assert_eq!(errors, 1.0, "what the edge refuses is counted, too");
     stack.finish(&[(Outcome::Completed, 1), (Outcome::Rejected, 1)]).await;
 }
 

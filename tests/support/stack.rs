@@ -365,10 +365,14 @@ impl Stack {
         for gauge in ["request_running", "inflight_requests", "inflight_tokens"] {
             assert_eq!(page.sum(&format!("llm_d_epp_{gauge}"), &[]), 0.0, "{gauge}");
         }
-        let decided = page.sum("llm_d_epp_request_total", &[]);
-        assert_eq!(page.sum("llm_d_epp_scheduler_attempts_total", &[]), decided, "one decision per counted request");
-        assert!(decided <= total as f64, "{decided} decisions on {total} requests");
-        assert_eq!(page.sum("inference_objective_request_total", &[]), decided, "the older name counts the same");
+        let counted = page.sum("llm_d_epp_request_total", &[]);
+        let decided = page.sum("llm_d_epp_scheduler_attempts_total", &[]);
+        assert!(decided <= counted, "{decided} decisions on {counted} counted requests");
+        assert!(counted <= total as f64, "{counted} counted of {total} requests");
+        let refused = page.sum("llm_d_epp_request_error_total", &[]);
+        let rejected = expected.get(Outcome::Rejected.as_str()).copied().unwrap_or(0) as f64;
+        assert!(refused >= rejected, "every refusal is counted as an error: {refused} of {rejected}");
+        assert_eq!(page.sum("inference_objective_request_total", &[]), counted, "the older name counts the same");
     }
 }
 
