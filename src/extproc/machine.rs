@@ -179,7 +179,8 @@ impl Machine {
                     self.complete_collected(ending, out);
                 }
             }
-            Request::Abandoned { taken: true } | Request::Done { .. } if buffered => {
+            // Each body message is owed an answer, until the trailers have been answered.
+            Request::Abandoned { taken: true } | Request::Done { trailers_open: true } if buffered => {
                 out.push(Action::Reply(Reply::RequestBodyPass));
             }
             Request::Abandoned { taken: true } => {}

@@ -101,7 +101,9 @@ impl Contract {
                 assert!(self.request_answered && !self.whole_answered);
                 self.whole_answered = true;
             }
-            Reply::RequestBodyPass => {}
+            Reply::RequestBodyPass => {
+                assert!(self.request_answered && !self.request_ended, "a request body answered out of place");
+            }
             Reply::RequestTrailers => {
                 assert!(self.request_answered && !self.request_ended, "request trailers after the end");
                 self.request_ended = true;
@@ -305,6 +307,33 @@ fn told(part: Part, request: i32, response: i32) -> Event {
 
 fn status(status: &'static str, end: bool) -> Part {
     Part::ResponseHeaders { headers: headers(&[(":status", status)]), served: None, end }
+}
+
+#[test]
+fn a_buffered_body_after_the_trailers_is_not_answered_as_one() {
+    // Found by fuzzing: the pass came after the end of the direction.
+    let decision = Ok(route());
+    let mut machine = Machine::new(rules(100));
+    feed(&mut machine, told(post(false), 2, 2), &decision);
+    let body = || Part::RequestBody { chunk: Bytes::from_static(b"x"), end: false };
+    assert!(matches!(
+        feed(&mut machine, body(), &decision)[..],
+        [Action::Decide(_), Action::Reply(Reply::RequestBodyWhole { .. })]
+    ));
+    let trailers = feed(&mut machine, Part::RequestTrailers, &decision);
+    assert!(matches!(trailers[..], [Action::Reply(Reply::RequestTrailers)]));
+    let late = feed(&mut machine, body(), &decision);
+    assert!(
+        matches!(
+            late[..],
+            [
+                Action::Reply(Reply::Immediate(Rejection::Internal(_))),
+                Action::End(Outcome::InternalError),
+                Action::Close(Close::Ok)
+            ]
+        ),
+        "{late:?}"
+    );
 }
 
 #[test]
