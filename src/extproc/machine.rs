@@ -259,7 +259,7 @@ impl Machine {
             return;
         };
         // Never remove what is set in the same breath: planes differ in which of the two they do first.
-        remove.retain(|name| !route.set_headers.iter().any(|(set, _)| set.as_bytes() == name.as_ref()));
+        remove.retain(|name| !route.set_headers.iter().any(|(set, _)| set.as_bytes().eq_ignore_ascii_case(name)));
         let parts = if has_body { route.body } else { None };
         let size = parts.as_ref().map_or(body.len(), |parts| parts.iter().map(Bytes::len).sum());
         let answer = Box::new(Answer {

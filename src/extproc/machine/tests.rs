@@ -358,7 +358,8 @@ fn the_limit_is_checked_before_the_chunk_is_kept() {
 
 #[test]
 fn a_control_header_that_the_route_sets_is_not_removed() {
-    for (set, removed) in [(None, 1), (Some("x-control"), 0)] {
+    // The last one found by fuzzing: a name is written in lower case, whatever the route says.
+    for (set, removed) in [(None, 1), (Some("x-control"), 0), (Some("X-Control"), 0)] {
         let mut machine = Machine::new(rules(10));
         let part = Part::RequestHeaders { headers: headers(&[("x-control", "1"), ("x-control", "2")]), end: true };
         let set_headers = set.into_iter().map(|name| (name.into(), Bytes::from_static(b"v"))).collect();
