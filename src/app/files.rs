@@ -13,10 +13,13 @@ use crate::pool::Pool;
 
 use super::Unusable;
 
+/// Most problems of an endpoints file that are told; how many more there were is said.
+const MAX_PROBLEMS: usize = 50;
+
 /// Reads an endpoints file.
 ///
 /// # Errors
-/// Every problem of the file, one per line, as `file:line:column: path: message`.
+/// The problems of the file, one per line, as `file:line:column: path: message`.
 pub fn endpoints(path: &Path, bytes: &[u8]) -> Result<Vec<EndpointSpec>, Unusable> {
     let mut problems = Problems::default();
     let specs =
@@ -25,7 +28,13 @@ pub fn endpoints(path: &Path, bytes: &[u8]) -> Result<Vec<EndpointSpec>, Unusabl
         return Ok(specs);
     }
     let name = path.display().to_string();
-    Err(Unusable(problems.errors.iter().map(|p| config::error::line(&name, p)).collect()))
+    let told = problems.errors.iter().take(MAX_PROBLEMS);
+    let mut lines: Vec<String> = told.map(|p| config::error::line(&name, p)).collect();
+    let more = problems.errors.len().saturating_sub(MAX_PROBLEMS);
+    if more > 0 {
+        lines.push(format!("{name}: {more} more problems are not shown"));
+    }
+    Err(Unusable(lines))
 }
 
 /// Follows the endpoints file; a broken one changes nothing and is logged.
@@ -67,5 +76,24 @@ pub async fn follow_certificate(folder: PathBuf, holder: Arc<CertificateHolder>)
                 tracing::error!(folder = %folder.display(), error = format!("{error:#}"), "certificate not usable: keeping the last good one");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_nothing_but_errors_is_told_in_short() {
+        let told = endpoints(Path::new("e.yaml"), ("endpoints:".to_owned() + &"\n- {}".repeat(9000)).as_bytes());
+        let told = told.unwrap_err().to_string();
+        assert_eq!(told.lines().count(), MAX_PROBLEMS + 1);
+        assert!(told.ends_with("e.yaml: 26950 more problems are not shown"), "{told}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_mapping_says_so() {
+        let told = endpoints(Path::new("e.yaml"), b"hello").unwrap_err().to_string();
+        assert!(told.starts_with("e.yaml:1:1: (document): expected a mapping, found text `hello`"), "{told}");
     }
 }

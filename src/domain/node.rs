@@ -5,6 +5,11 @@
 
 use std::fmt;
 
+/// Longest text of a file that a problem quotes, in bytes.
+const MAX_QUOTE: usize = 120;
+/// Longest path, message or fix, in bytes. A key of the file may stand in each of them, and it ends in a log.
+const MAX_WORDS: usize = 4096;
+
 /// Line and column, both from 1; zero when the value came from a default.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
@@ -44,14 +49,14 @@ pub enum Value {
 }
 
 impl Node {
-    /// What a person would call this value in an error.
+    /// What a person would call this value in an error; long text is cut.
     pub fn describe(&self) -> String {
         match &self.value {
             Value::Null => "nothing".into(),
             Value::Bool(b) => format!("`{b}`"),
             Value::Integer(i) => format!("`{i}`"),
             Value::Float(x) => format!("`{x}`"),
-            Value::String(s) => format!("text `{s}`"),
+            Value::String(s) => format!("text `{}`", cut(s.clone(), MAX_QUOTE)),
             Value::Sequence(_) => "a list".into(),
             Value::Mapping(_) => "a mapping".into(),
         }
@@ -87,6 +92,24 @@ pub struct Problem {
     pub fix: String,
 }
 
+impl Problem {
+    fn new(at: Position, mut path: String, message: String, fix: String) -> Self {
+        if path.is_empty() {
+            path.push_str("(document)");
+        }
+        Self { at, path: cut(path, MAX_WORDS), message: cut(message, MAX_WORDS), fix: cut(fix, MAX_WORDS) }
+    }
+}
+
+/// `text`, cut between characters to `limit` bytes with a mark that it was.
+fn cut(mut text: String, limit: usize) -> String {
+    if text.len() > limit {
+        text.truncate(text.floor_char_boundary(limit));
+        text.push('…');
+    }
+    text
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.at.line > 0 {
@@ -112,12 +135,12 @@ pub struct Problems {
 impl Problems {
     /// Records an error.
     pub fn error(&mut self, at: Position, path: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) {
-        self.errors.push(Problem { at, path: path.into(), message: message.into(), fix: fix.into() });
+        self.errors.push(Problem::new(at, path.into(), message.into(), fix.into()));
     }
 
     /// Records a warning.
     pub fn warn(&mut self, at: Position, path: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) {
-        self.warnings.push(Problem { at, path: path.into(), message: message.into(), fix: fix.into() });
+        self.warnings.push(Problem::new(at, path.into(), message.into(), fix.into()));
     }
 }
 
@@ -146,6 +169,19 @@ fn edit_distance(a: &str, b: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_problem_quotes_no_megabytes() {
+        // Found by fuzzing: the whole file stood in one error.
+        let long = "ä".repeat(1 << 20);
+        let node = Node { at: Position::default(), value: Value::String(long.clone()) };
+        assert_eq!(node.describe(), format!("text `{}…`", "ä".repeat(MAX_QUOTE / 2)));
+        let mut problems = Problems::default();
+        problems.error(node.at, long.clone(), long.clone(), long.clone());
+        problems.warn(node.at, "", "message", "fix");
+        assert!(problems.errors[0].to_string().len() < 3 * MAX_WORDS + 100);
+        assert_eq!(problems.warnings[0].to_string(), "(document): message (fix: fix)");
+    }
 
     #[test]
     fn nearest_name_is_suggested_only_when_close() {

@@ -183,7 +183,8 @@ impl Machine {
                     self.complete_collected(ending, out);
                 }
             }
-            Request::Abandoned { taken: true } | Request::Done { .. } if buffered => {
+            // Each body message is owed an answer, until the trailers have been answered.
+            Request::Abandoned { taken: true } | Request::Done { trailers_open: true } if buffered => {
                 out.push(Action::Reply(Reply::RequestBodyPass));
             }
             Request::Abandoned { taken: true } => {}
@@ -263,7 +264,7 @@ impl Machine {
             return;
         };
         // Never remove what is set in the same breath: planes differ in which of the two they do first.
-        remove.retain(|name| !route.set_headers.iter().any(|(set, _)| set.as_bytes() == name.as_ref()));
+        remove.retain(|name| !route.set_headers.iter().any(|(set, _)| set.as_bytes().eq_ignore_ascii_case(name)));
         let parts = if has_body { route.body } else { None };
         let size = parts.as_ref().map_or(body.len(), |parts| parts.iter().map(Bytes::len).sum());
         let answer = Box::new(Answer {
