@@ -8,7 +8,7 @@ help: ## say what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: ## build everything and show the main job behind a real Envoy (Ctrl-C ends it)
-	@echo "==> building Pointsman (about three minutes the first time)"
+	@echo "==> building Pointsman: four minutes or more the first time; the last step alone takes a minute or two"
 	@$(CARGO) build --release --locked
 	@echo "==> looking for Envoy"
 	@envoy="$$(scripts/get-envoy)" && exec ./target/release/pointsman demo --envoy "$$envoy" $(DEMO_ARGS)

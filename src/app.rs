@@ -118,7 +118,10 @@ impl App {
             () = stop => {}
         }
         readiness.draining();
-        tracing::info!(drain_s = drain_time.as_secs_f64(), "stopping: not ready any more, still serving");
+        tracing::info!(
+            drain_s = drain_time.as_secs_f64(),
+            "stopping: not ready any more, still serving; a second signal ends at once"
+        );
         tokio::select! {
             ended = supervisor.ended() => return Err(ended.into()),
             () = tokio::time::sleep(drain_time) => {}

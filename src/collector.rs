@@ -5,7 +5,7 @@
 //! plugins asked for ([`mapping`]), into one [`LoadSample`] ([`reading`]). The parameters come from two
 //! plugins ([`plugins`]).
 //!
-//! Invariants: nothing is fetched that nobody reads (no wanted metric, no connection); no page, however
+//! Invariants: nothing is fetched that was not asked for (no wanted metric, no connection); no page, however
 //! long or odd, takes more than a bounded amount of memory and time; a failed poll reports no sample, so the
 //! age of the last one shows; a report carries the generation of its endpoint, so that one that crosses
 //! the endpoint's removal can be told from its slot's next owner.

@@ -296,7 +296,10 @@ fn admin_state(config: &Config, metrics: &Arc<Metrics>, readiness: &Readiness, d
             let states = producers.iter().filter_map(|p| Some((p.name.to_string(), p.producer.debug_state()?)));
             serde_json::Value::Object(states.collect()).to_string()
         })
-        .with_decisions(move || decisions.to_json().to_string())
+        .with_decisions(move || match decisions.is_on() {
+            true => format!("{}\n", decisions.to_json()),
+            false => "{\"capacity\":0,\"decisions\":[],\"hint\":\"start with --debug-decisions=N\"}\n".to_owned(),
+        })
 }
 
 /// Settings of the ext_proc edge.

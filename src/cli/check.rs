@@ -21,6 +21,9 @@ pub fn run(start: Start, tables: &Tables, out: &mut dyn Write, err: &mut dyn Wri
             for line in config.warning_lines() {
                 writeln!(err, "warning: {line}")?;
             }
+            if config.discovery.is_none() {
+                writeln!(err, "note: {file} names no dataLayer.discovery; serving it takes one (file-discovery)")?;
+            }
             out.write_all(config.render().as_bytes())?;
             Ok(0)
         }

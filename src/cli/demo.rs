@@ -85,9 +85,11 @@ async fn show(args: &DemoArgs, binary: PathBuf, out: &mut dyn Write) -> anyhow::
     }
     writeln!(
         out,
-        "\nServing on. Try it:\n  \
-         curl -s http://{proxy}/v1/chat/completions -H 'content-type: application/json' \\\n    \
-         -d '{{\"model\":\"{model}\",\"messages\":[{{\"role\":\"user\",\"content\":\"What is the capital of France?\"}}]}}'\n  \
+        "\nServing on. Run this twice: both go to one endpoint, and the second finds cached tokens.\n  \
+         curl -si http://{proxy}/v1/completions -H 'content-type: application/json' \\\n    \
+         -d '{{\"model\":\"{model}\",\"max_tokens\":5,\"prompt\":\"'\"$(printf 'You are a careful assistant. %.0s' {{1..20}})\"'Hello\"}}' \\\n    \
+         | grep -oE 'x-sim-endpoint.*|\"cached_tokens\":[0-9]+'\n\
+         Then:\n  \
          curl -s http://{admin}/debug/decisions     why each endpoint was picked\n  \
          curl -s http://{admin}/metrics             what Prometheus scrapes\n  \
          curl -s http://{admin}/debug/config        the configuration with its defaults\n\

@@ -129,7 +129,7 @@ pub struct Flags {
     /// Age from which the metrics of an endpoint count as stale.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     metrics_staleness_threshold: Duration,
-    /// Serve only while holding the Lease (several replicas, one active).
+    /// Accepted for compatibility, no effect in this version (leader election comes with Kubernetes).
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     ha_enable_leader_election: bool,
     /// How long ext_proc keeps serving after SIGTERM.
@@ -267,7 +267,7 @@ fn command() -> clap::Command {
             arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_parser(boolean)
         })
     }
-    as_in_go(Cli::command()).mut_subcommand("check", as_in_go)
+    as_in_go(Cli::command().disable_help_subcommand(true)).mut_subcommand("check", as_in_go)
 }
 
 /// Reads the arguments (without the program's name) and the environment.

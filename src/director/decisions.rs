@@ -48,7 +48,7 @@ impl DecisionLog {
     pub fn to_json(&self) -> Value {
         // Requests take the lock to record, so only pointers are copied under it.
         let kept: Vec<Arc<Value>> = self.kept.lock().iter().cloned().collect();
-        json!({ "kept": self.keep, "decisions": kept.iter().map(AsRef::as_ref).collect::<Vec<&Value>>() })
+        json!({ "capacity": self.keep, "decisions": kept.iter().map(AsRef::as_ref).collect::<Vec<&Value>>() })
     }
 }
 

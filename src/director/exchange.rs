@@ -135,7 +135,8 @@ impl DirectedExchange {
         self.watches = watches;
         parts.decisions.record(&self.request, &decision, &signals);
         let destination = Arc::clone(decision.destination());
-        self.predicted_cached = signals.prefix.first().map(|m| m.tokens(destination.slot));
+        self.predicted_cached =
+            signals.prefix.first().filter(|m| m.total_blocks > 0).map(|m| m.tokens(destination.slot));
         self.observe_prefix(&signals);
         for (name, value) in &decision.headers {
             set_headers.push((Cow::Borrowed(*name), Bytes::copy_from_slice(value.as_bytes())));

@@ -27,7 +27,9 @@ pub(super) fn problem(error: &clap::Error) -> Problem {
     let value = text(ContextKind::InvalidValue);
     let rule = std::error::Error::source(error).map(ToString::to_string);
     let (message, fix) = match (error.kind(), value, rule, text(ContextKind::ValidValue)) {
-        (ErrorKind::ValueValidation, Some(value), Some(rule), _) => (format!("`{value}` is not allowed: {rule}"), rule),
+        (ErrorKind::ValueValidation, Some(value), Some(rule), _) => {
+            (format!("`{value}` is not allowed: {rule}"), "`pointsman --help` says what the flag takes".to_owned())
+        }
         (ErrorKind::InvalidValue, Some(value), _, Some(known)) if !value.is_empty() => {
             (format!("`{value}` is not one of {known}"), format!("write one of {known}"))
         }

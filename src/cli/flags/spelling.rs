@@ -98,7 +98,8 @@ pub(super) fn normalise(args: &[String], command: &Command, problems: &mut Probl
             }
             continue;
         };
-        if (name != written || single) && name != "v" {
+        let removed = REMOVED.iter().find(|(removed, _, _)| *removed == name);
+        if (name != written || single) && name != "v" && removed.is_none() {
             problems.warn(
                 Position::default(),
                 format!("--{name}"),
@@ -106,7 +107,7 @@ pub(super) fn normalise(args: &[String], command: &Command, problems: &mut Probl
                 format!("write `--{name}`"),
             );
         }
-        if let Some((_, _, instead)) = REMOVED.iter().find(|(removed, _, _)| *removed == name) {
+        if let Some((_, _, instead)) = removed {
             let path = format!("--{name}");
             problems.warn(Position::default(), path, "the flag no longer exists and is ignored", *instead);
             continue;

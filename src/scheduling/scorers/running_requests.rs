@@ -6,8 +6,8 @@
 //! a fresh reading gets 0; when nobody has one, all get 1 (see [`super`]).
 //!
 //! When it misleads: engines batch, so running requests cost little until the batch is full; a
-//! server with twice the GPUs runs twice the requests at the same speed and looks worse. For the
-//! engine `triton` the metric is a counter that only grows and means nothing.
+//! server with twice the GPUs runs twice the requests at the same speed and looks worse. The engine
+//! `triton` reports no such gauge, so its endpoints count as unknown.
 //!
 //! ```yaml
 //! - type: running-requests-size-scorer
