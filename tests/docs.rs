@@ -164,6 +164,7 @@ fn the_ready_made_envoy_configuration_is_up_to_date() {
         listen_port: 8081,
         admin_port: 19000,
         epp_tls: true,
+        subset_header: false,
         health_interval: Duration::from_secs(2),
         ..Bootstrap::original_dst(([127, 0, 0, 1], 9002).into())
     };
@@ -174,7 +175,6 @@ fn the_ready_made_envoy_configuration_is_up_to_date() {
 # Made from original-dst.yaml; do not edit it, run `UPDATE_DOCS=1 cargo test --test docs`.
 #
 # Clients: 127.0.0.1:8081. Admin: 127.0.0.1:19000. Picker: 127.0.0.1:9002.
-# For tests only: the filter subset_hint_for_tests lets a client narrow the pool. Take it out before others may call.
 ";
     let fresh = format!("{head}{}\n", body.join("\n"));
     if env::var_os("UPDATE_DOCS").is_some() {

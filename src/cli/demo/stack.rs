@@ -138,6 +138,7 @@ impl Stack {
 
         let mut bootstrap = Bootstrap::original_dst(grpc);
         bootstrap.epp_tls = true;
+        bootstrap.subset_header = false;
         // Envoy would share a taken port silently, so it is tried first.
         let free = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.is_ok();
         bootstrap.listen_port = if free { port } else { 0 };

@@ -47,6 +47,8 @@ pub struct Bootstrap {
     pub buffer_limit: Option<u32>,
     /// False: the picker sees the request only. Default true.
     pub response_phase: bool,
+    /// Whether the header `x-test-subset` narrows the pool: for tests, never where others may call.
+    pub subset_header: bool,
     /// Bodies in BUFFERED instead of FULL_DUPLEX_STREAMED mode. Default false.
     pub buffered: bool,
     /// How long Envoy waits for an answer of the picker in the modes that are not full duplex.
@@ -72,6 +74,7 @@ impl Bootstrap {
             request_timeout: None,
             buffer_limit: None,
             response_phase: true,
+            subset_header: true,
             buffered: false,
             message_timeout: Duration::from_secs(1000),
             health_interval: Duration::from_millis(250),
@@ -99,6 +102,7 @@ impl Bootstrap {
             ("request_timeout", self.request_timeout.is_some()),
             ("access_log", self.access_log.is_some()),
             ("response_phase", self.response_phase),
+            ("subset_header", self.subset_header),
             ("epp_tls", self.epp_tls),
         ];
         fill(template, &BTreeMap::from(options), &self.values())
@@ -160,7 +164,10 @@ pub enum BootstrapError {
 
 /// Protobuf's JSON form of a duration.
 fn seconds(duration: Duration) -> String {
-    format!("{}.{:09}s", duration.as_secs(), duration.subsec_nanos())
+    match duration.subsec_nanos() {
+        0 => format!("{}s", duration.as_secs()),
+        nanos => format!("{}.{nanos:09}s", duration.as_secs()),
+    }
 }
 
 /// A double-quoted YAML scalar; JSON's escapes are a subset of YAML's.
