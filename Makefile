@@ -14,8 +14,7 @@ demo: ## build everything and show the main job behind a real Envoy (Ctrl-C ends
 	@envoy="$$(scripts/get-envoy)" && exec ./target/release/pointsman demo --envoy "$$envoy" $(DEMO_ARGS)
 
 test: envoy tools ## run every test, fetching what the tests need
-	@ENVOY_BIN="$$(scripts/get-envoy)" $(CARGO) test --locked --all-targets
-	@ENVOY_BIN="$$(scripts/get-envoy)" $(CARGO) test --locked --doc
+	@ENVOY_BIN="$$(scripts/get-envoy)" PROMTOOL_BIN="$$(scripts/get-promtool)" $(CARGO) test --locked
 
 check: ## formatting, lints, documentation, dependency policy
 	$(CARGO) fmt --all --check

@@ -1,14 +1,17 @@
-//! The composition root: a [`Config`] becomes bound sockets, tasks and an [`App`].
+//! The composition root: a [`Config`](crate::config::Config) becomes bound sockets, tasks and an [`App`].
 //!
-//! Every socket is bound in [`build`], before anything is served, so that a taken port fails start-up
-//! and tests can ask for port 0. Nothing imports this module but the commands.
+//! Every socket is bound in [`build()`], before anything is served, so that a taken port fails start-up
+//! and tests can ask for port 0. Files that the configuration names (endpoints, certificate) are read
+//! before that: one that cannot be used is [`Unusable`], a wrong configuration like any other. Nothing
+//! imports this module but the commands.
 //!
 //! What runs, each with its own failures: the ext_proc listener, the health listener and the admin
 //! listener (critical: if one ends, the process ends), the publisher of load samples (critical), the
 //! collector, the watchers of the endpoints file and of the certificate.
 //!
 //! Stop: readiness goes at once and for good; ext_proc keeps serving for the drain time; then
-//! connections are told to go away and open streams may end; what is left after the grace is cut.
+//! connections are told to go away and open streams may end; what is left after the grace is cut. The
+//! process goes when the connections have written out what was said last, a second later at most.
 
 mod build;
 mod files;
@@ -30,11 +33,16 @@ use crate::telemetry::metrics::Metrics;
 
 pub use build::build;
 
-/// What stopping may take after the drain time; with the default drain it ends within the 130 s that
-/// the charts give a pod.
+/// What stopping may take after the drain time (default of `--shutdown-grace`); with the default drain
+/// it ends within the 130 s that the charts give a pod.
 pub const GRACE: Duration = Duration::from_secs(90);
 
-/// What the flags do not say.
+/// Files that the configuration names and that cannot be used, one line per problem.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct Unusable(pub Vec<String>);
+
+/// What the process adds to flags and configuration.
 #[derive(Clone, Debug)]
 pub struct Environment {
     /// Address that the listeners bind.
@@ -97,7 +105,7 @@ impl App {
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<Drained> {
         let Self { addresses, listeners, parts, spawner, mut supervisor, drain, readiness, .. } = self;
         let (drain_time, grace) = (self.drain_time, self.grace);
-        parts.spawn(listeners, &spawner, &drain.watcher());
+        let closed = parts.spawn(listeners, &spawner, &drain.watcher());
         tracing::info!(
             grpc = %addresses.grpc,
             health = %addresses.health,
@@ -117,10 +125,9 @@ impl App {
         }
         tracing::info!(grace_s = grace.as_secs_f64(), "drain time is over: waiting for open streams");
         let drained = drain.drain(grace).await;
-        // Cut streams still have to say so on the wire.
-        if drained.forced > 0 {
-            tokio::time::sleep(extproc::listener::AFTER_FORCE).await;
-        }
+        // A stream is over when its last words are queued; the connections still have to write them.
+        // They end themselves in time; the timeout is for a peer that does not read.
+        let _ = tokio::time::timeout(2 * extproc::listener::AFTER_FORCE, closed).await;
         tracing::info!(forced = drained.forced, "stopped");
         Ok(drained)
     }

@@ -168,6 +168,8 @@ pub struct Config {
     pub producers: Vec<NamedProducer>,
     /// What learns from a choice, in order of creation.
     pub commits: Vec<(Arc<str>, Arc<dyn Commit>)>,
+    /// Name and type of every plugin, for metric labels.
+    pub names: Vec<(Arc<str>, &'static str)>,
     /// All instances by name, and what work they need.
     pub registry: Registry,
     /// Parsers in configured order; not empty.

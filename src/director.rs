@@ -26,7 +26,7 @@ use crate::extproc::{Exchanges, SubsetEntry, SubsetHint};
 use crate::lifecycle::clock::Clock;
 use crate::pool::Pool;
 use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, Watch};
-use crate::scheduling::profile::Scratch;
+use crate::scheduling::profile::{Laps, Scratch};
 use crate::scheduling::scheduler::Scheduler;
 use crate::telemetry::metrics::{Metrics, PrefixMetrics};
 
@@ -34,6 +34,9 @@ use claim::Claims;
 use decisions::DecisionLog;
 
 pub use exchange::DirectedExchange;
+
+/// One decision of this many is timed plugin by plugin, so that timing costs nothing that shows.
+const TIMED_EVERY: u32 = 64;
 
 /// A producer with the names that metrics use.
 #[derive(Clone)]
@@ -74,7 +77,9 @@ pub struct Parts {
     /// Name and type of each prefix producer, by ordinal.
     pub prefix_producers: Vec<(Arc<str>, &'static str)>,
     /// Committers.
-    pub commits: Vec<Arc<dyn Commit>>,
+    pub commits: Vec<(Arc<str>, Arc<dyn Commit>)>,
+    /// Name and type of every plugin, for metric labels.
+    pub plugins: Vec<(Arc<str>, &'static str)>,
     /// Dialects by path.
     pub dialects: Dialects,
     /// Metrics.
@@ -107,17 +112,19 @@ struct Local {
     scratch: Scratch,
     candidates: Vec<Slot>,
     rng: Option<fastrand::Rng>,
+    decisions: u32,
 }
 
 thread_local! {
     static LOCAL: RefCell<Local> =
-        RefCell::new(Local { scratch: Scratch::default(), candidates: Vec::new(), rng: None });
+        RefCell::new(Local { scratch: Scratch::default(), candidates: Vec::new(), rng: None, decisions: 0 });
 }
 
 impl Director {
     /// A director over `parts`.
     pub fn new(parts: Parts) -> Self {
-        let reserves = parts.producers.iter().any(|p| p.producer.is_volatile());
+        let reserves =
+            parts.producers.iter().any(|p| p.producer.is_volatile()) || parts.commits.iter().any(|(_, c)| c.reserves());
         let prefix_metrics =
             parts.prefix_producers.iter().map(|(name, kind)| parts.metrics.prefix_index(name, kind)).collect();
         Self { parts, claims: Claims::default(), reserves, prefix_metrics }
@@ -131,12 +138,18 @@ impl Director {
     /// Chooses endpoints for `request` and commits the choice.
     fn route(&self, request: &InferenceRequest, subset: Option<&SubsetHint>) -> Result<Committed, Rejection> {
         let parts = &self.parts;
-        let explain = parts.decisions.is_on();
+        let explain = parts.decisions.is_on() || parts.settings.emit_scores;
         let mut signals = Signals::default();
         let mut fresh = true;
         let mut attempts = 0;
         LOCAL.with_borrow_mut(|local| {
-            let Local { scratch, candidates, rng } = local;
+            let Local { scratch, candidates, rng, decisions } = local;
+            // Every 64th decision of a thread, the first included.
+            scratch.laps = decisions.is_multiple_of(TIMED_EVERY).then(|| {
+                let clock = Arc::clone(&parts.clock);
+                Laps::start(move || clock.now())
+            });
+            *decisions = decisions.wrapping_add(1);
             let rng = rng
                 .get_or_insert_with(|| parts.settings.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed));
             loop {
@@ -147,15 +160,21 @@ impl Director {
                 if candidates.is_empty() {
                     return Err(Rejection::no_endpoints());
                 }
-                for NamedProducer { producer, .. } in &parts.producers {
+                for NamedProducer { name, producer, .. } in &parts.producers {
                     if fresh || producer.is_volatile() {
                         producer.produce(request, &snapshot, &mut signals);
+                        lap(scratch, "DataProducer", name);
                     }
                 }
                 fresh = false;
                 let now = parts.clock.now();
                 let cycle = Cycle { request, snapshot: &snapshot, signals: &signals, now };
-                let decision = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain)?;
+                let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain);
+                parts.metrics.observe_scheduling(parts.clock.now().since(now));
+                if scheduled.is_err() {
+                    parts.metrics.scheduler_attempt(&request.target_model, None);
+                }
+                let decision = scheduled?;
                 if request.headers.get("prefer").is_some_and(|v| v.eq_ignore_ascii_case("if-available"))
                     && !holds_prefix(&signals, decision.destination().slot)
                 {
@@ -164,14 +183,43 @@ impl Director {
                 attempts += 1;
                 let claim = if self.reserves { self.claims.claim(seen, attempts) } else { claim::Claim::free() };
                 let Some(claim) = claim.granted() else { continue };
+                parts.metrics.scheduler_attempt(&request.target_model, Some(decision.destination()));
                 let routed = Routed { request, decision: &decision, signals: &signals, now };
                 let mut watches = Vec::with_capacity(parts.commits.len());
-                watches.extend(parts.commits.iter().filter(|c| c.reserves()).filter_map(|c| c.commit(&routed)));
+                let mut commit = |reserving: bool| {
+                    if let Some(laps) = &mut scratch.laps {
+                        laps.restart();
+                    }
+                    for (name, commit) in parts.commits.iter().filter(|(_, c)| c.reserves() == reserving) {
+                        watches.extend(commit.commit(&routed));
+                        lap(scratch, "PreRequest", name);
+                    }
+                };
+                commit(true);
                 drop(claim);
-                watches.extend(parts.commits.iter().filter(|c| !c.reserves()).filter_map(|c| c.commit(&routed)));
+                commit(false);
+                self.observe_laps(scratch);
                 return Ok(Committed { decision, signals, watches });
             }
         })
+    }
+}
+
+impl Director {
+    /// Observes the times of a decision that was timed.
+    fn observe_laps(&self, scratch: &mut Scratch) {
+        let Some(Laps { laps, .. }) = scratch.laps.take() else { return };
+        for (point, name, took) in laps {
+            let kind = self.parts.plugins.iter().find(|(known, _)| *known == name).map_or("", |(_, kind)| kind);
+            self.parts.metrics.plugin(point, kind, &name).observe(took);
+        }
+    }
+}
+
+/// Ends the lap of a plugin, if this decision is timed.
+fn lap(scratch: &mut Scratch, point: &'static str, name: &Arc<str>) {
+    if let Some(laps) = &mut scratch.laps {
+        laps.lap(point, name);
     }
 }
 

@@ -16,8 +16,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("signals", &["domain", "scheduling"]),
     ("telemetry", &["domain", "scheduling", "lifecycle"]),
     ("collector", &["domain", "scheduling", "lifecycle"]),
-    ("discovery", &["domain", "scheduling", "pool", "config", "lifecycle"]),
-    ("config", &["domain", "scheduling", "dialect", "signals", "collector", "discovery", "lifecycle", "extproc"]),
+    ("discovery", &["domain", "scheduling", "pool", "lifecycle"]),
+    ("config", &["domain", "scheduling", "dialect", "signals", "collector", "discovery", "lifecycle"]),
     ("extproc", &["domain", "lifecycle", "pb"]),
     ("director", &["domain", "scheduling", "dialect", "pool", "telemetry", "extproc", "lifecycle", "signals"]),
     ("admin", &["domain", "lifecycle", "telemetry"]),
@@ -46,7 +46,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// External crates that belong to certain rooms only.
 const OWNED: &[(&str, &[&str])] = &[
-    ("prost", &["pb", "extproc"]),
+    // `admin` only for two messages of grpc.health.v1 that tonic-health does not generate.
+    ("prost", &["pb", "extproc", "admin"]),
     ("prost_types", &["pb", "extproc"]),
     ("tonic", &["pb", "extproc", "admin", "app"]),
     ("tonic_health", &["admin", "app"]),
@@ -101,7 +102,7 @@ fn rooms() -> BTreeMap<PathBuf, (String, String)> {
     sources(&src, &mut files);
     files
         .into_iter()
-        .filter(|p| !p.file_name().is_some_and(|n| n == "tests.rs"))
+        .filter(|p| p.file_name().is_none_or(|n| n != "tests.rs"))
         .map(|path| {
             let relative = path.strip_prefix(&src).unwrap().to_path_buf();
             let first = relative.iter().next().unwrap().to_str().unwrap();

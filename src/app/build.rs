@@ -1,5 +1,6 @@
 //! Binds the sockets, makes the parts and hands them to tasks.
 
+use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,18 +8,19 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 
 use crate::admin::health::HealthService;
 use crate::admin::{self, AdminState};
 use crate::collector::{self, PollError, SampleSink};
 use crate::config::settings::{CipherSuite, TlsVersion};
-use crate::config::{Config, DataSource};
+use crate::config::{self, Config, DataSource};
 use crate::dialect::{self, Dialects, Wants};
 use crate::director::decisions::DecisionLog;
 use crate::director::{self, Directed, Director, NamedProducer};
-use crate::discovery::file::FileDiscovery;
-use crate::domain::node::Problems;
-use crate::domain::{Endpoint, LoadSample, Slot};
+use crate::discovery::file::{self, FileDiscovery};
+use crate::domain::node::{Problem, Problems};
+use crate::domain::{Endpoint, EndpointSpec, LoadSample, Slot};
 use crate::extproc::listener::{self, Limits};
 use crate::extproc::tls::{CertificateHolder, MinVersion, TlsSettings, server_config};
 use crate::extproc::{self, CONTROL_HEADERS, ExtProc, ExtProcServer};
@@ -34,7 +36,7 @@ use crate::telemetry::metrics::family::Count;
 use crate::telemetry::metrics::{Metrics, MetricsOptions};
 
 use super::grpc::Services;
-use super::{Addresses, App, Environment, Listeners, files};
+use super::{Addresses, App, Environment, Listeners, Unusable, files};
 
 /// What `run` hands to tasks.
 pub(super) struct Parts {
@@ -58,7 +60,10 @@ struct Collection {
 /// Passes samples on to the pool.
 struct PoolSink {
     pool: Arc<Pool>,
-    errors: Arc<Count>,
+    /// Pages that could not be had.
+    poll_errors: Arc<Count>,
+    /// Pages that came but could not be used.
+    extract_errors: Arc<Count>,
 }
 
 impl SampleSink for PoolSink {
@@ -66,17 +71,23 @@ impl SampleSink for PoolSink {
         self.pool.report(slot, generation, &sample);
     }
 
-    fn poll_failed(&self, _: Slot, _: u64, _: PollError) {
-        self.errors.inc();
+    fn poll_failed(&self, _: Slot, _: u64, cause: PollError) {
+        match cause {
+            PollError::Connect | PollError::Timeout | PollError::Status | PollError::TooLarge => self.poll_errors.inc(),
+            PollError::Parse | PollError::MissingFamily => self.extract_errors.inc(),
+        }
     }
 }
 
 /// Binds every socket and makes every part; nothing is served yet. Must run inside a runtime.
 ///
 /// # Errors
-/// A port that is taken, certificate files that cannot be used, an endpoints file that cannot be used.
+/// [`Unusable`] for an endpoints file or a certificate that cannot be used, before any port is bound; a
+/// port that is taken.
 pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Clock>) -> anyhow::Result<App> {
     let settings = &config.settings;
+    let (specs, endpoints) = endpoints(&config).await?;
+    let (tls, certificate) = tls(&config)?;
     let grpc = bind(environment.bind, settings.ports.grpc, "--grpc-port").await?;
     let health_listener = bind(environment.bind, settings.ports.health, "--grpc-health-port").await?;
     let metrics_listener = bind(environment.bind, settings.ports.metrics, "--metrics-port").await?;
@@ -95,23 +106,22 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         grpc_stream_metrics: settings.metrics.stream_metrics,
         ..MetricsOptions::default()
     });
-    let commits: Vec<Arc<dyn Commit>> = config.commits.iter().map(|(_, commit)| Arc::clone(commit)).collect();
+    let commits = config.commits.clone();
     let learners = commits.clone();
     let forget = move |endpoint: &Endpoint| {
-        for commit in &learners {
+        for (_, commit) in &learners {
             commit.endpoint_removed(endpoint);
         }
     };
     let pool =
         Arc::new(Pool::new(config.pool.clone(), settings.intervals.staleness, Arc::clone(&clock), Box::new(forget)));
 
-    let endpoints = endpoints(&config, &pool).await?;
+    pool.replace(specs);
     pool_synced.ready();
 
     let director = Arc::new(Director::new(parts_of(&config, &environment, commits, &pool, &metrics, &clock)));
     observe(&config, &metrics, &pool, &clock);
 
-    let (tls, certificate) = tls(&config)?;
     let ext_proc = ExtProc::new(Arc::new(Directed(Arc::clone(&director))), edge(&config), drain_watcher);
     let health = HealthService::new(readiness.clone());
     let admin = Arc::new(admin_state(&config, &metrics, &readiness, &director));
@@ -146,15 +156,21 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
 }
 
 impl Parts {
-    /// Starts every task.
-    pub(super) fn spawn(self, listeners: Listeners, spawner: &Spawner, drain: &DrainWatcher) {
+    /// Starts every task. The result completes when every ext_proc connection has ended, which only a
+    /// drain brings about.
+    pub(super) fn spawn(
+        self,
+        listeners: Listeners,
+        spawner: &Spawner,
+        drain: &DrainWatcher,
+    ) -> oneshot::Receiver<Infallible> {
         let services = Services { ext_proc: self.ext_proc, health: self.health.clone() };
         let ext_proc = listener::serve(listeners.grpc, self.tls, Limits::default(), services, drain.clone());
-        let refused = drain.clone();
+        let (open, closed) = oneshot::channel();
         spawner.critical("ext_proc listener", async move {
             ext_proc.await;
             // It ends by itself only when the drain told it to; the process follows.
-            refused.forced().await;
+            drop(open);
             std::future::pending().await
         });
         spawner.critical("health listener", admin::health::serve(listeners.health, self.health, drain.clone()));
@@ -177,6 +193,7 @@ impl Parts {
         if let Some((folder, holder)) = self.certificate {
             spawner.spawn("certificate files", files::follow_certificate(folder, holder));
         }
+        closed
     }
 }
 
@@ -192,22 +209,31 @@ async fn bind(ip: std::net::IpAddr, port: u16, flag: &str) -> anyhow::Result<Tcp
     bound.with_context(|| format!("{flag}: cannot listen on {wanted}; is another process using the port?"))
 }
 
-/// Fills the pool from the discovery that the configuration names. The path is returned if it is to
-/// be followed.
-async fn endpoints(config: &Config, pool: &Pool) -> anyhow::Result<Option<(PathBuf, Contents)>> {
-    let Some(declared) = &config.discovery else { return Ok(None) };
+type Endpoints = (Vec<EndpointSpec>, Option<(PathBuf, Contents)>);
+
+/// The endpoints of the discovery that the configuration names, and the path if it is to be followed.
+async fn endpoints(config: &Config) -> Result<Endpoints, Unusable> {
+    let Some(declared) = &config.discovery else { return Ok((Vec::new(), None)) };
     let mut problems = Problems::default();
     let params = FileDiscovery::decode_fields(declared.parameters.as_ref(), &declared.path, &mut problems);
     let path = PathBuf::from(&params.path);
-    let contents = read_all(std::slice::from_ref(&path), crate::discovery::file::MAX_FILE).await?;
-    pool.replace(files::endpoints(&path, &contents[0])?);
-    Ok(params.watch_file.then_some((path, contents)))
+    let contents = read_all(std::slice::from_ref(&path), file::MAX_FILE).await.map_err(|error| {
+        let problem = Problem {
+            at: declared.at,
+            path: format!("{}.path", declared.path),
+            message: error.to_string(),
+            fix: "check the path, the mount and its permissions".into(),
+        };
+        Unusable(vec![config::error::line(&config.file, &problem)])
+    })?;
+    let specs = files::endpoints(&path, &contents[0])?;
+    Ok((specs, params.watch_file.then_some((path, contents))))
 }
 
 fn parts_of(
     config: &Config,
     environment: &Environment,
-    commits: Vec<Arc<dyn Commit>>,
+    commits: Vec<(Arc<str>, Arc<dyn Commit>)>,
     pool: &Arc<Pool>,
     metrics: &Arc<Metrics>,
     clock: &Arc<dyn Clock>,
@@ -228,6 +254,7 @@ fn parts_of(
         producers: producers.collect(),
         prefix_producers: prefix_producers(config),
         commits,
+        plugins: config.names.clone(),
         dialects: Dialects::new(parsers),
         metrics: Arc::clone(metrics),
         clock: Arc::clone(clock),
@@ -293,7 +320,7 @@ fn edge(config: &Config) -> extproc::Settings {
 
 type Tls = (Option<Arc<ServerConfig>>, Option<(PathBuf, Arc<CertificateHolder>)>);
 
-fn tls(config: &Config) -> anyhow::Result<Tls> {
+fn tls(config: &Config) -> Result<Tls, Unusable> {
     let tls = &config.settings.tls;
     if !tls.enabled {
         return Ok((None, None));
@@ -305,14 +332,15 @@ fn tls(config: &Config) -> anyhow::Result<Tls> {
             TlsVersion::Tls13 => MinVersion::Tls13,
         },
         cipher_suites: tls.cipher_suites.iter().map(|suite: &CipherSuite| format!("{suite:?}")).collect(),
-    })?;
+    })
+    .map_err(|error| Unusable(vec![format!("--cert-path, --tls-min-version, --tls-cipher-suites: {error:#}")]))?;
     let followed = tls.cert_path.clone().filter(|_| tls.reload).map(|folder| (folder, holder));
     Ok((Some(server), followed))
 }
 
 /// The collector, if any plugin reads metrics.
 fn collection(config: &Config, pool: &Arc<Pool>, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collection>> {
-    let wanted: std::collections::BTreeSet<Metric> = config
+    let mut wanted: std::collections::BTreeSet<Metric> = config
         .registry
         .needs
         .keys()
@@ -321,6 +349,8 @@ fn collection(config: &Config, pool: &Arc<Pool>, metrics: &Arc<Metrics>) -> anyh
     let Some(DataSource { source, extractors }) = config.sources.first().filter(|_| !wanted.is_empty()) else {
         return Ok(None);
     };
+    // A page that is fetched anyway also feeds the pool's gauges, which autoscalers read.
+    wanted.extend([Metric::Waiting, Metric::Running, Metric::KvUsage]);
     // The parameters were checked when the configuration was resolved.
     let mut problems = Problems::default();
     let source_params = collector::decode_source(source.parameters.as_ref(), &source.path, &mut problems);
@@ -337,6 +367,10 @@ fn collection(config: &Config, pool: &Arc<Pool>, metrics: &Arc<Metrics>) -> anyh
     if source_params.interval.is_none() {
         settings.interval = config.settings.intervals.refresh_metrics;
     }
-    let errors = metrics.poll_errors(source.kind);
-    Ok(Some(Collection { settings, sink: Arc::new(PoolSink { pool: Arc::clone(pool), errors }) }))
+    let sink = PoolSink {
+        pool: Arc::clone(pool),
+        poll_errors: metrics.poll_errors(source.kind),
+        extract_errors: metrics.extract_errors(source.kind, extractor.map_or("", |e| e.kind)),
+    };
+    Ok(Some(Collection { settings, sink: Arc::new(sink) }))
 }

@@ -11,6 +11,8 @@ use crate::extproc::tls::CertificateHolder;
 use crate::lifecycle::watch_file::{Contents, FileWatcher, WatchOptions};
 use crate::pool::Pool;
 
+use super::Unusable;
+
 /// Most problems of an endpoints file that are told; how many more there were is said.
 const MAX_PROBLEMS: usize = 50;
 
@@ -18,7 +20,7 @@ const MAX_PROBLEMS: usize = 50;
 ///
 /// # Errors
 /// The problems of the file, one per line, as `file:line:column: path: message`.
-pub fn endpoints(path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<EndpointSpec>> {
+pub fn endpoints(path: &Path, bytes: &[u8]) -> Result<Vec<EndpointSpec>, Unusable> {
     let mut problems = Problems::default();
     let specs =
         config::yaml::read(bytes, &mut problems).map(|node| file::decode(&node, &mut problems)).unwrap_or_default();
@@ -32,7 +34,7 @@ pub fn endpoints(path: &Path, bytes: &[u8]) -> anyhow::Result<Vec<EndpointSpec>>
     if more > 0 {
         lines.push(format!("{name}: {more} more problems are not shown"));
     }
-    Err(anyhow::anyhow!(lines.join("\n")))
+    Err(Unusable(lines))
 }
 
 /// Follows the endpoints file; a broken one changes nothing and is logged.
@@ -41,10 +43,12 @@ pub async fn follow_endpoints(path: PathBuf, first: Contents, pool: Arc<Pool>) -
     let mut watcher = FileWatcher::starting_from(vec![path.clone()], options, first);
     loop {
         let read = watcher.changed().await.map_err(anyhow::Error::from);
-        match read.and_then(|contents| endpoints(&path, &contents[0])) {
+        match read.and_then(|contents| Ok(endpoints(&path, &contents[0])?)) {
             Ok(specs) => {
                 tracing::info!(file = %path.display(), endpoints = specs.len(), "endpoints file read");
-                pool.replace(specs);
+                // Forgetting what was learnt of removed endpoints can take milliseconds.
+                let pool = Arc::clone(&pool);
+                tokio::task::spawn_blocking(move || pool.replace(specs)).await?;
             }
             Err(error) => {
                 tracing::error!(file = %path.display(), error = %error, "endpoints file not usable: keeping the last good one");
@@ -57,12 +61,16 @@ pub async fn follow_endpoints(path: PathBuf, first: Contents, pool: Arc<Pool>) -
 pub async fn follow_certificate(folder: PathBuf, holder: Arc<CertificateHolder>) -> anyhow::Result<()> {
     let paths = vec![folder.join("tls.crt"), folder.join("tls.key")];
     let mut watcher = FileWatcher::new(paths, WatchOptions::default());
+    // The first contents are those of the start, or came right after it.
+    let mut first = true;
     loop {
         let result = match watcher.changed().await {
             Ok(_) => holder.reload(&folder),
             Err(error) => Err(error.into()),
         };
+        let at_start = std::mem::replace(&mut first, false);
         match result {
+            Ok(()) if at_start => {}
             Ok(()) => tracing::info!(folder = %folder.display(), "certificate reloaded"),
             Err(error) => {
                 tracing::error!(folder = %folder.display(), error = format!("{error:#}"), "certificate not usable: keeping the last good one");

@@ -61,7 +61,7 @@ pub fn run(args: &DemoArgs, environment: &BTreeMap<String, String>, out: &mut dy
 }
 
 async fn show(args: &DemoArgs, binary: PathBuf, out: &mut dyn Write) -> anyhow::Result<()> {
-    let servers = Servers::start(4).await?;
+    let servers = Servers::start(4, 16).await?;
     writeln!(out, "==> {} simulated model servers: {}", servers.len(), servers.names().join(", "))?;
 
     writeln!(out, "==> picker and Envoy, blocks of 64 tokens (the default)")?;
@@ -71,8 +71,8 @@ async fn show(args: &DemoArgs, binary: PathBuf, out: &mut dyn Write) -> anyhow::
     scenes::conversation(&main, out).await?;
 
     writeln!(out, "==> the same questions raw, with blocks of 4 tokens")?;
-    servers.clear();
-    let raw = Stack::start(&servers, &binary, 0, Some(4)).await?;
+    let small = Servers::start(4, 4).await?;
+    let raw = Stack::start(&small, &binary, 0, Some(4)).await?;
     scenes::raw_questions(&raw, out).await?;
     raw.stop().await;
 

@@ -108,7 +108,7 @@ pub struct Flags {
     /// Ignore the subset of endpoints that the proxy names in the metadata.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     disable_endpoint_subset_filter: bool,
-    /// Write the score of every endpoint to the dynamic metadata.
+    /// Write the scores of the candidates to the dynamic metadata.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     emit_endpoint_scores: bool,
     /// File with the EndpointPickerConfig; read once at start.
@@ -123,7 +123,7 @@ pub struct Flags {
     /// Time between two scrapes of a model server, at least 50ms.
     #[arg(long, value_name = "DURATION", default_value = "50ms", value_parser = duration)]
     refresh_metrics_interval: Duration,
-    /// Time between two computations of the pool's gauges.
+    /// Accepted for compatibility: gauges are computed when the page is read.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration)]
     refresh_prometheus_metrics_interval: Duration,
     /// Age from which the metrics of an endpoint count as stale.
@@ -135,10 +135,10 @@ pub struct Flags {
     /// How long ext_proc keeps serving after SIGTERM.
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration)]
     drain_timeout: Duration,
-    /// Largest gRPC message received (quantity); empty keeps gRPC's 4 MiB.
+    /// Largest gRPC message received (quantity); empty is --max-request-body and 1 MiB.
     #[arg(long, value_name = "SIZE", default_value = "", value_parser = size)]
     grpc_max_recv_msg_size: Size,
-    /// Largest gRPC message sent (quantity); empty is no limit.
+    /// Accepted for compatibility: what is sent is small.
     #[arg(long, value_name = "SIZE", default_value = "", value_parser = size)]
     grpc_max_send_msg_size: Size,
     /// TLS on the ext_proc port; self-signed without --cert-path.
@@ -156,28 +156,28 @@ pub struct Flags {
     /// Cipher suites of TLS 1.2 by Go's names.
     #[arg(long, value_name = "SUITE,…", value_delimiter = ',')]
     tls_cipher_suites: Vec<String>,
-    /// Serve gRPC health on the ext_proc port as well.
+    /// Accepted for compatibility: gRPC health is always on the ext_proc port as well.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     health_checking: bool,
-    /// Check bearer tokens on the metrics port with Kubernetes; no effect without Kubernetes.
+    /// Accepted for compatibility: the metrics port checks no tokens yet.
     #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     metrics_endpoint_auth: bool,
-    /// Directory with tls.crt and tls.key for the metrics port.
+    /// Accepted for compatibility: the metrics port has no TLS yet.
     #[arg(long, value_name = "DIR", default_value = "")]
     metrics_cert_dir: String,
-    /// CA of client certificates on the metrics port; needs --metrics-cert-dir.
+    /// Accepted for compatibility; needs --metrics-cert-dir.
     #[arg(long, value_name = "FILE", default_value = "")]
     metrics_client_ca_file: String,
-    /// Profiling pages on the metrics port.
+    /// Accepted for compatibility: there are no profiling pages.
     #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     enable_pprof: bool,
     /// Metrics about ext_proc streams.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     enable_grpc_stream_metrics: bool,
-    /// OpenTelemetry traces.
+    /// Accepted for compatibility: there are no traces yet.
     #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     tracing: bool,
-    /// Verbosity: 1 warn, 2 default, 3 verbose, 4 debug, 5 trace.
+    /// Verbosity: 0 error, 1 warn, 2 default, 3 verbose, 4 debug, 5 trace.
     #[arg(short = 'v', long = "v", value_name = "LEVEL", default_value = "2", value_parser = clap::value_parser!(u8).range(0..=10))]
     verbosity: u8,
     /// Development logging: text instead of JSON.
@@ -192,9 +192,12 @@ pub struct Flags {
     /// Accepted for compatibility: info, error or panic.
     #[arg(long, value_name = "LEVEL", value_parser = ["info", "error", "panic"])]
     zap_stacktrace_level: Option<String>,
-    /// Time stamps in log lines: epoch, millis, nano, iso8601, rfc3339 or rfc3339nano.
+    /// Accepted for compatibility, times are RFC 3339: epoch, millis, nano, iso8601, rfc3339 or rfc3339nano.
     #[arg(long, value_name = "ENCODING", value_parser = ["epoch", "millis", "nano", "iso8601", "rfc3339", "rfc3339nano"])]
     zap_time_encoding: Option<String>,
+    /// How long open streams may go on after --drain-timeout before they are cut.
+    #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = duration)]
+    shutdown_grace: Duration,
     /// Largest request body (quantity); a larger one is answered with 413.
     #[arg(long, value_name = "SIZE", default_value = "64Mi", value_parser = size)]
     max_request_body: Size,
@@ -436,6 +439,7 @@ impl Flags {
                 refresh_gauges: self.refresh_prometheus_metrics_interval,
                 staleness: self.metrics_staleness_threshold,
                 drain: self.drain_timeout,
+                grace: self.shutdown_grace,
             },
             disable_subset_filter: self.disable_endpoint_subset_filter,
             emit_scores: self.emit_endpoint_scores,

@@ -1,15 +1,18 @@
 //! `pointsman` without a subcommand: serve until told to stop.
 //!
-//! Order: configuration (exit 64 before any port is bound), logger, sockets (exit 1), then traffic.
+//! Order: configuration (exit 64 before any port is bound), logger, files that the configuration names
+//! (64 as well), sockets (exit 1), then traffic. A second signal during the drain ends it at once.
 
+use std::convert::Infallible;
 use std::io::Write;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use tokio::sync::oneshot;
 
 use super::EXIT_USAGE;
 use super::flags::Start;
-use crate::app::{self, Environment};
+use crate::app::{self, Environment, Unusable};
 use crate::config::settings::{LogEncoder, Logging};
 use crate::config::{self, Config, Purpose, Tables, error};
 use crate::lifecycle::clock::{Clock, SystemClock};
@@ -47,6 +50,12 @@ pub fn run(start: Start, tables: &Tables, err: &mut dyn Write) -> u8 {
     }
     match serve(config, clock, handle) {
         Ok(()) => 0,
+        Err(problem) if problem.is::<Unusable>() => {
+            for line in problem.to_string().lines() {
+                let _ = writeln!(err, "error: {line}");
+            }
+            EXIT_USAGE
+        }
         Err(problem) => {
             tracing::error!(error = format!("{problem:#}"), "pointsman ends");
             EXIT_FAILURE
@@ -74,12 +83,23 @@ fn serve(config: Config, clock: Arc<dyn Clock>, logs: log::LogHandle) -> anyhow:
     }
     builder.build().context("cannot start the runtime")?.block_on(async {
         let mut shutdown = Shutdown::install().context("cannot listen for signals")?;
-        let app = app::build(config, Environment::default(), clock).await?;
+        let environment = Environment { grace: config.settings.intervals.grace, ..Environment::default() };
+        let app = app::build(config, environment, clock).await?;
         app.metrics.watch_dropped_log_lines(move || logs.dropped_lines());
-        let stop = async {
+        let (stop, stopped) = oneshot::channel::<Infallible>();
+        let signals = async move {
             let signal = shutdown.recv().await;
             tracing::info!(signal, "told to stop");
+            drop(stop);
+            shutdown.recv().await
         };
-        app.run(stop).await.map(|_| ())
+        let stopped = async {
+            // Dropped at the first signal.
+            let _ = stopped.await;
+        };
+        tokio::select! {
+            drained = app.run(stopped) => drained.map(|_| ()),
+            signal = signals => Err(anyhow::anyhow!("a second signal ({signal}): open streams are cut")),
+        }
     })
 }

@@ -151,7 +151,7 @@ crate::params! {
     /// Parameters of `core-metrics-extractor`.
     pub struct ExtractorParams {
         /// Pod label that names the engine; the default also reads the label's older spelling.
-        engine_label_key: String = ENGINE_LABEL.to_owned(), "engineLabelKey", NotEmpty;
+        engine_label_key: String = "llm-d.ai/engine-type".to_owned(), "engineLabelKey", NotEmpty;
         /// Engine of endpoints without the label.
         default_engine: String = "vllm".to_owned(), "defaultEngine", NotEmpty;
         /// Series of engines, over and above the built-in ones.

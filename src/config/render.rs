@@ -96,8 +96,9 @@ fn plugin(out: &mut String, entry: &Entry) {
     let _ = writeln!(out, "- name: {}", text(&declared.name));
     let _ = writeln!(out, "  type: {}", declared.kind);
     let parameters = declared.parameters.as_ref();
-    let unset = about.params.iter().filter(|spec| !is_written(parameters, spec.key) && is_literal(spec.default));
-    let defaults: Vec<String> = unset.map(|spec| format!("{} {}", spec.key, spec.default)).collect();
+    let unset = about.params.iter().filter(|spec| !is_written(parameters, spec.key));
+    let written = unset.filter_map(|spec| Some((spec.key, spec.default_text().filter(|text| !text.is_empty())?)));
+    let defaults: Vec<String> = written.map(|(key, default)| format!("{key} {default}")).collect();
     if !defaults.is_empty() {
         let _ = writeln!(out, "  # defaults: {}", comment(&defaults.join(", ")));
     }
@@ -135,12 +136,6 @@ fn comment(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() || matches!(c, '\u{85}' | '\u{2028}' | '\u{2029}') { ' ' } else { c })
         .collect()
-}
-
-/// Whether a default reads the same in Rust and YAML.
-fn is_literal(default: &str) -> bool {
-    matches!(default, "true" | "false")
-        || (!default.is_empty() && default.chars().all(|c| c.is_ascii_digit() || c == '.'))
 }
 
 /// A value after `key:`, the key being indented by `indent`.

@@ -153,6 +153,7 @@ fn attempt(
         .producers()
         .map(|(declared, producer)| NamedProducer { name: declared.name.clone(), kind: declared.kind, producer })
         .collect();
+    let names = plugins.names();
     let registry = plugins.into_registry();
     let commits = registry.instances.iter().filter_map(|(name, b)| Some((name.clone(), b.commit.clone()?))).collect();
     Some(Config {
@@ -163,6 +164,7 @@ fn attempt(
         scheduler: Scheduler { profiles: profiles.profiles, handler: handler? },
         producers,
         commits,
+        names,
         registry,
         parsers,
         sources,
@@ -269,6 +271,15 @@ fn pool(
                 "--ha-enable-leader-election",
                 "there is no Lease without Kubernetes: the flag has no effect with dataLayer.discovery",
                 "remove it",
+            );
+        }
+        // As in the picker we replace; said aloud, because nobody should believe the port protected.
+        if settings.metrics.cert_dir.is_some() {
+            problems.warn(
+                nowhere,
+                "--metrics-cert-dir",
+                "the metrics port is plain HTTP without a check of the client with dataLayer.discovery",
+                "remove it, and let only the monitoring reach the port",
             );
         }
     } else if purpose == Purpose::Serve && !tables.kubernetes {

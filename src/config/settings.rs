@@ -120,7 +120,7 @@ pub struct Logging {
 pub struct Limits {
     /// `--max-request-body` in bytes.
     pub request_body: u64,
-    /// `--grpc-max-recv-msg-size` in bytes; absent keeps gRPC's 4 MiB.
+    /// `--grpc-max-recv-msg-size` in bytes; absent is the largest body and 1 MiB.
     pub grpc_receive: Option<u64>,
     /// `--grpc-max-send-msg-size` in bytes.
     pub grpc_send: Option<u64>,
@@ -141,6 +141,8 @@ pub struct Intervals {
     pub staleness: Duration,
     /// `--drain-timeout`.
     pub drain: Duration,
+    /// `--shutdown-grace`: what open streams get after the drain.
+    pub grace: Duration,
 }
 
 /// All that the flags say.
@@ -220,6 +222,7 @@ impl Default for Settings {
                 refresh_gauges: Duration::from_secs(5),
                 staleness: Duration::from_secs(2),
                 drain: Duration::from_secs(30),
+                grace: Duration::from_secs(90),
             },
             disable_subset_filter: false,
             emit_scores: false,

@@ -3,6 +3,7 @@
 //! Bounded by count; the oldest goes. Off by default: recording clones the scores of every candidate.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ pub const MAX_KEPT: usize = 10_000;
 #[derive(Default)]
 pub struct DecisionLog {
     keep: usize,
-    kept: Mutex<VecDeque<Value>>,
+    kept: Mutex<VecDeque<Arc<Value>>>,
 }
 
 impl DecisionLog {
@@ -40,12 +41,14 @@ impl DecisionLog {
         if kept.len() >= self.keep {
             kept.pop_front();
         }
-        kept.push_back(entry);
+        kept.push_back(Arc::new(entry));
     }
 
     /// The kept decisions, oldest first.
     pub fn to_json(&self) -> Value {
-        json!({ "kept": self.keep, "decisions": self.kept.lock().iter().collect::<Vec<_>>() })
+        // Requests take the lock to record, so only pointers are copied under it.
+        let kept: Vec<Arc<Value>> = self.kept.lock().iter().cloned().collect();
+        json!({ "kept": self.keep, "decisions": kept.iter().map(AsRef::as_ref).collect::<Vec<&Value>>() })
     }
 }
 

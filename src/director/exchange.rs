@@ -35,14 +35,8 @@ struct Answer {
     bytes: u64,
     first_chunk_at: Option<Timestamp>,
     last_chunk_at: Option<Timestamp>,
-    gaps: Gaps,
-}
-
-/// Times between chunks of a streamed answer: count and sum.
-#[derive(Default)]
-struct Gaps {
-    count: u32,
-    total: Duration,
+    /// Our own time on its messages.
+    processing: Duration,
 }
 
 /// See the module documentation.
@@ -52,6 +46,7 @@ pub struct DirectedExchange {
     stream: Option<StreamGuard>,
     metrics: Option<Arc<RequestMetrics>>,
     running: Option<Running>,
+    method: Option<Box<str>>,
     request: InferenceRequest,
     request_bytes: u64,
     answer_format: AnswerFormat,
@@ -77,6 +72,7 @@ impl DirectedExchange {
             running: None,
             director,
             opened_at,
+            method: None,
             request: InferenceRequest::default(),
             request_bytes: 0,
             answer_format: AnswerFormat::Opaque,
@@ -103,9 +99,11 @@ impl DirectedExchange {
         let mut set_headers: Vec<(Cow<'static, str>, Bytes)> = Vec::new();
         let request = &mut self.request;
         request.received_at = self.opened_at;
-        request.path = dialect::request_path(&headers).into();
         request.objective = control(&OBJECTIVE).map(Into::into);
         request.fairness_id = control(&FAIRNESS).unwrap_or("default-flow").into();
+        if request.path.is_empty() {
+            request.path = dialect::request_path(&headers).into();
+        }
         match headers.get("x-request-id").filter(|id| !id.is_empty() && id.len() <= MAX_CONTROL_VALUE) {
             Some(id) => request.id = id.into(),
             None => {
@@ -187,13 +185,10 @@ impl DirectedExchange {
         self.observe(outcome, usage, now);
     }
 
-    /// Observes the decision and starts to count the request as running.
-    fn observe_decision(&mut self) {
+    /// Counts the request: as running, or as refused.
+    fn observe_request(&mut self) {
         let metrics = &self.director.parts.metrics;
         let request = &self.request;
-        metrics.observe_scheduling(self.decided_in);
-        metrics.scheduler_attempt(&request.target_model, self.destination.as_deref());
-        metrics.observe_request_processing(self.director.parts.clock.now().since(self.opened_at));
         let handles = metrics.request(&request.model, &request.target_model, &request.fairness_id, request.priority);
         handles.received();
         handles.observe_request_size(self.request_bytes);
@@ -228,9 +223,6 @@ impl DirectedExchange {
                         (answer.streamed, answer.first_chunk_at, answer.last_chunk_at)
                     {
                         metrics.observe_tpot(last.since(first), tokens);
-                        if answer.gaps.count > 0 {
-                            metrics.observe_itl(answer.gaps.total / answer.gaps.count);
-                        }
                     }
                 }
                 Outcome::UpstreamError => metrics.error("ModelServerError"),
@@ -240,6 +232,9 @@ impl DirectedExchange {
                 Outcome::Shutdown => metrics.error("ServiceUnavailable"),
                 Outcome::Rejected | Outcome::RoutedOnly => {}
             }
+        }
+        if answer.status > 0 {
+            parts.metrics.observe_response_processing(answer.processing);
         }
         if let Some(stream) = self.stream.take() {
             let code = match outcome {
@@ -257,7 +252,7 @@ impl DirectedExchange {
         let refused = self.rejection.as_ref().map(Rejection::status);
         AccessLine {
             request_id: &request.id,
-            method: request.headers.get(":method"),
+            method: self.method.as_deref(),
             path: &request.path,
             model: &request.model,
             target_model: &request.target_model,
@@ -286,6 +281,20 @@ impl DirectedExchange {
 }
 
 impl Exchange for DirectedExchange {
+    fn request_headers(&mut self, headers: &Headers) {
+        let request = &mut self.request;
+        request.path = dialect::request_path(headers).into();
+        request.id = headers.get("x-request-id").filter(|id| id.len() <= MAX_CONTROL_VALUE).unwrap_or("").into();
+        self.method = headers.get(":method").filter(|m| m.len() <= MAX_CONTROL_VALUE).map(Into::into);
+    }
+
+    fn refused(&mut self, rejection: &Rejection) {
+        if self.rejection.is_none() {
+            self.rejection = Some(rejection.clone());
+            self.observe_request();
+        }
+    }
+
     fn decide(&mut self, request: CompleteRequest) -> Result<Route, Rejection> {
         let started = self.director.parts.clock.now();
         let result = self.try_decide(request);
@@ -294,7 +303,8 @@ impl Exchange for DirectedExchange {
         if let Err(rejection) = &result {
             self.rejection = Some(rejection.clone());
         }
-        self.observe_decision();
+        self.director.parts.metrics.observe_request_processing(finished.since(self.opened_at));
+        self.observe_request();
         result
     }
 
@@ -333,8 +343,9 @@ impl Exchange for DirectedExchange {
             match self.answer.last_chunk_at {
                 None => self.first_chunk(now),
                 Some(last) => {
-                    self.answer.gaps.count += 1;
-                    self.answer.gaps.total += now.since(last);
+                    if let Some(metrics) = self.metrics.as_ref().filter(|_| self.answer.streamed) {
+                        metrics.observe_itl(now.since(last));
+                    }
                 }
             }
             self.answer.last_chunk_at = Some(now);
@@ -343,7 +354,12 @@ impl Exchange for DirectedExchange {
                 usage.push(chunk);
             }
         }
-        self.restore.as_mut().map(|restore| restore.push(chunk, end))
+        let passed = self.restore.as_mut().map(|restore| restore.push(chunk, end));
+        if !chunk.is_empty() {
+            self.answer.processing +=
+                self.director.parts.clock.now().since(self.answer.last_chunk_at.unwrap_or_default());
+        }
+        passed
     }
 
     fn end(&mut self, outcome: Outcome) {
@@ -371,7 +387,9 @@ fn destinations_of(decision: &Decision) -> Box<str> {
     picked.iter().map(|r| r.endpoint.destination()).collect::<Vec<_>>().join(",").into()
 }
 
+/// The total of every candidate that was scored, for the scores metadata.
 fn scores_of(decision: &Decision) -> Vec<(Box<str>, f64)> {
-    let score = |r: &crate::domain::Ranked| (r.endpoint.destination().into(), f64::from(r.score));
-    decision.primary().picked.iter().map(score).collect()
+    let explanation = decision.primary().explanation.as_deref();
+    let candidates = explanation.map_or(&[][..], |e| e.candidates.as_slice());
+    candidates.iter().map(|c| (c.endpoint.destination().into(), f64::from(c.total))).collect()
 }

@@ -175,6 +175,8 @@ fn endpoint(entry: &Node, path: &str, problems: &mut Problems) -> Option<Endpoin
         );
         return None;
     };
+    // `::ffff:10.0.0.7` is 10.0.0.7; subset hints are read the same way.
+    let ip = ip.to_canonical();
     if ip.is_unspecified() {
         let at = entry.get("address").map_or(entry.at, |n| n.at);
         problems.error(
@@ -187,3 +189,6 @@ fn endpoint(entry: &Node, path: &str, problems: &mut Problems) -> Option<Endpoin
     }
     Some(EndpointSpec { name, namespace, address: SocketAddr::new(ip, port.0), rank: 0, labels })
 }
+
+#[cfg(test)]
+mod tests;

@@ -105,11 +105,13 @@ pub enum Rejection {
     /// 400: malformed or incomplete input.
     #[error("{0}")]
     BadRequest(String),
-    /// 413: the body is over the limit.
-    #[error("request body exceeds the limit of {limit} bytes (--max-request-body)")]
+    /// 413: the body, or a message with a part of it, is over a limit.
+    #[error("the request exceeds the limit of {limit} bytes ({setting})")]
     TooLarge {
         /// The limit in bytes.
         limit: u64,
+        /// The flag that sets the limit.
+        setting: &'static str,
     },
     /// 412: `prefer: if-available` and nobody holds the prefix.
     #[error("{0}")]

@@ -1,7 +1,7 @@
 //! What the edge asks of the rest of the picker, in domain types: decide, observe, end.
 //!
 //! The director implements these traits; tests implement them with a few lines. The edge promises
-//! the order `decide` (at most once), `response_headers` (at most once), `response_body` (any number,
+//! the order `request_headers` (at most once), `decide` (at most once), `response_headers` (at most once), `response_body` (any number,
 //! at most once with `end`), and `end` exactly once and last, on every path: cancel, panic, drop.
 
 use std::borrow::Cow;
@@ -52,6 +52,13 @@ pub trait Exchanges: Send + Sync + 'static {
 
 /// One request and its response, as the data plane reports them.
 pub trait Exchange: Send + 'static {
+    /// The request's headers have come: enough to name it if nothing else follows.
+    fn request_headers(&mut self, _headers: &Headers) {}
+
+    /// The edge refuses the request by itself (too large, malformed, stopping); `end` follows. Not called for
+    /// what `decide` refused.
+    fn refused(&mut self, _rejection: &Rejection) {}
+
     /// Chooses where the request goes. Pure CPU; large bodies are decided off the I/O threads.
     fn decide(&mut self, request: CompleteRequest) -> Result<Route, Rejection>;
 

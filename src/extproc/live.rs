@@ -18,6 +18,16 @@ impl<X: Exchange> Live<X> {
         Self(Some(exchange))
     }
 
+    /// Shows the request headers.
+    pub fn request_headers(&mut self, headers: &Headers) {
+        self.guarded("request_headers", |exchange| exchange.request_headers(headers));
+    }
+
+    /// Tells of a refusal that the exchange did not make.
+    pub fn refused(&mut self, rejection: &Rejection) {
+        self.guarded("refused", |exchange| exchange.refused(rejection));
+    }
+
     /// Decides. `None` if the exchange panicked.
     pub fn decide(&mut self, request: CompleteRequest) -> Option<Result<Route, Rejection>> {
         self.guarded("decide", |exchange| exchange.decide(request))

@@ -171,7 +171,11 @@ impl Machine {
             Request::Collecting { body, .. } => {
                 if body.len().saturating_add(chunk.len()) > self.rules.max_request_body {
                     let limit = self.rules.max_request_body as u64;
-                    return self.refuse(Rejection::TooLarge { limit }, Outcome::Rejected, out);
+                    return self.refuse(
+                        Rejection::TooLarge { limit, setting: "--max-request-body" },
+                        Outcome::Rejected,
+                        out,
+                    );
                 }
                 body.push(chunk);
                 if end || buffered {
@@ -184,8 +188,9 @@ impl Machine {
                 out.push(Action::Reply(Reply::RequestBodyPass));
             }
             Request::Abandoned { taken: true } => {}
-            // A late empty end marker takes nothing and owes nothing.
-            Request::Done { .. } if chunk.is_empty() => {}
+            // The whole request has been given back, so nothing is owed for what comes after its end: an empty
+            // end marker, or the last piece once more, which Envoy was seen to repeat (envoyproxy/envoy#46237).
+            Request::Done { .. } if end => {}
             _ => self.violation("a request body came at the wrong time (request_header_mode must be SEND)", out),
         }
     }
@@ -277,9 +282,11 @@ impl Machine {
         out.push(Action::Reply(Reply::RequestHeaders(answer)));
         let parts = parts.unwrap_or_else(|| SmallVec::from_iter([body]));
         match ending {
-            Ending::Body => give_back(&parts, true, out, |piece, end| Reply::RequestBody { piece, end }),
+            Ending::Body => {
+                give_back(&parts, true, |piece, end| out.push(Action::Reply(Reply::RequestBody { piece, end })));
+            }
             Ending::Trailers => {
-                give_back(&parts, false, out, |piece, end| Reply::RequestBody { piece, end });
+                give_back(&parts, false, |piece, end| out.push(Action::Reply(Reply::RequestBody { piece, end })));
                 out.push(Action::Reply(Reply::RequestTrailers));
             }
             Ending::Headers | Ending::Buffered => {}
@@ -383,7 +390,8 @@ impl Machine {
                 self.close(Close::Cancelled, out);
             }
             ReadFailure::TooLarge { limit } if !matches!(self.request, Request::Done { .. }) => {
-                self.refuse(Rejection::TooLarge { limit }, Outcome::Rejected, out);
+                let setting = "one message of the data plane, --grpc-max-recv-msg-size";
+                self.refuse(Rejection::TooLarge { limit, setting }, Outcome::Rejected, out);
             }
             ReadFailure::TooLarge { .. } => {
                 self.violation("a message is larger than --grpc-max-recv-msg-size allows", out);
@@ -467,36 +475,37 @@ pub fn shutting_down() -> Rejection {
 
 /// The replies to a piece of the response that is passed on as `parts`.
 pub fn response_replies(parts: &[Bytes], end: bool, mut emit: impl FnMut(Reply)) {
-    let mut actions = Actions::new();
-    give_back(parts, end, &mut actions, |piece, end| Reply::ResponseBody { piece, end });
-    for action in actions {
-        if let Action::Reply(reply) = action {
-            emit(reply);
-        }
-    }
+    give_back(parts, end, |piece, end| emit(Reply::ResponseBody { piece, end }));
 }
 
-/// Appends a body as pieces; `end` goes on the last one, which is empty if the body is.
-fn give_back(parts: &[Bytes], end: bool, out: &mut Actions, reply: impl Fn(Bytes, bool) -> Reply) {
+/// Emits a body as pieces; `end` goes on the last one, which is empty if the body is.
+fn give_back(parts: &[Bytes], end: bool, mut emit: impl FnMut(Bytes, bool)) {
     let mut held: Option<Bytes> = None;
     body::pieces(parts, |piece| {
         if let Some(previous) = held.replace(piece) {
-            out.push(Action::Reply(reply(previous, false)));
+            emit(previous, false);
         }
     });
     if end || held.is_some() {
-        out.push(Action::Reply(reply(held.unwrap_or_default(), end)));
+        emit(held.unwrap_or_default(), end);
     }
 }
 
 /// What an answer with this status is: a request that was not routed can only have been answered by the
 /// data plane; a success is always the model server's; of the failures those are the server's that carry
-/// Envoy's upstream time or come with a served endpoint.
+/// Envoy's upstream time, or come with a served endpoint and do not look like a proxy's own. The endpoint
+/// alone proves nothing: Envoy names the one that it chose even if that one refused the connection.
 fn judge(routed: bool, status: u16, headers: &Headers, served: Option<&str>) -> Outcome {
+    // Plain text without the headers of a server, which Envoy gives to its own replies only after its filters.
+    let proxys_own = || {
+        headers.first_of(&["date", "server"]).is_none()
+            && headers.get("content-type").is_some_and(|kind| kind.starts_with("text/plain"))
+    };
     match status {
         _ if !routed => Outcome::LocalReply,
         200..=299 => Outcome::Completed,
-        _ if served.is_some() || headers.get("x-envoy-upstream-service-time").is_some() => Outcome::UpstreamError,
+        _ if headers.get("x-envoy-upstream-service-time").is_some() => Outcome::UpstreamError,
+        _ if served.is_some() && !proxys_own() => Outcome::UpstreamError,
         _ => Outcome::LocalReply,
     }
 }

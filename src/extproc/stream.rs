@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 
 use super::exchange::{CompleteRequest, Exchanges, Route};
 use super::live::Live;
-use super::machine::{Action, Close, Event, Machine, ReadFailure, Reply, response_replies};
+use super::machine::{Action, Close, Event, Machine, Part, ReadFailure, Reply, response_replies};
 use super::service::Shared;
 use super::{convert, respond};
 use crate::domain::Rejection;
@@ -94,7 +94,12 @@ impl<E: Exchanges, S> ExchangeStream<E, S> {
                 }
             }
             let event = match convert::message(request, stream.machine.wants_subset()) {
-                Ok(message) => Event::Message(message),
+                Ok(message) => {
+                    if let (Part::RequestHeaders { headers, .. }, Some(live)) = (&message.part, &mut stream.live) {
+                        live.request_headers(headers);
+                    }
+                    Event::Message(message)
+                }
                 Err(error) => {
                     tracing::debug!(%error, "the metadata of an ext_proc message does not decode");
                     Event::Failed(ReadFailure::Malformed)
@@ -172,6 +177,9 @@ impl<E: Exchanges, S> ExchangeStream<E, S> {
     fn reply(&mut self, reply: Reply) {
         if let Reply::Immediate(Rejection::Internal(problem)) = &reply {
             tracing::warn!(problem, "an ext_proc request is refused with 500");
+        }
+        if let (Reply::Immediate(rejection), Some(live)) = (&reply, &mut self.live) {
+            live.refused(rejection);
         }
         self.ready.push_back(reply);
     }

@@ -54,7 +54,7 @@ impl CertificateHolder {
     /// Reads the folder again; on any error the certificate in use stays.
     ///
     /// # Errors
-    /// As [`load`].
+    /// Files that cannot be read, or that do not belong together.
     pub fn reload(&self, folder: &Path) -> anyhow::Result<()> {
         self.current.store(Arc::new(load(folder)?));
         Ok(())

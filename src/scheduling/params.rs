@@ -29,6 +29,30 @@ pub struct ParamSpec {
     pub about: &'static str,
 }
 
+impl ParamSpec {
+    /// The default as an operator writes it: empty if the parameter is absent by default, `None` if the
+    /// source's way of writing it is not known here (then the reference cannot be made, a test says).
+    pub fn default_text(&self) -> Option<String> {
+        let plain = |text: &str| {
+            let digits = text.replace('_', "");
+            digits.strip_suffix(".0").map_or(digits.clone(), str::to_owned)
+        };
+        Some(match self.default {
+            "None" | "String::new()" | "Vec::new()" | "BTreeMap::new()" => String::new(),
+            "Quantity(256 << 20)" => "256Mi".into(),
+            "std::time::Duration::from_millis(200)" => "200ms".into(),
+            "true" | "false" => self.default.into(),
+            text if text.starts_with('"') => text.split('"').nth(1).unwrap_or_default().into(),
+            text if text.starts_with(|c: char| c.is_ascii_digit()) => plain(text),
+            variant => {
+                // `Scheme::Http` of "one of http https".
+                let wanted = variant.rsplit("::").next()?.to_ascii_lowercase();
+                self.ty.split(' ').find(|word| word.replace(['_', '-'], "") == wanted)?.into()
+            }
+        })
+    }
+}
+
 /// A type that can be decoded from a configuration value.
 pub trait Param: Sized {
     /// Name of the type in messages and docs.

@@ -4,9 +4,10 @@
 //! added to the totals with the scorer's weight. Nothing is allocated per endpoint.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::domain::decision::{CandidateScores, Explanation};
-use crate::domain::{ProfileResult, Ranked, Slot};
+use crate::domain::{ProfileResult, Ranked, Slot, Timestamp};
 
 use super::plugin::{Cycle, Filter, Picker, Scorer};
 
@@ -37,9 +38,39 @@ pub struct Profile {
     pub picker: (Arc<str>, Arc<dyn Picker>),
 }
 
+/// Times the plugins of one decision. The clock is the caller's: this room may not read one.
+pub struct Laps {
+    now: Box<dyn Fn() -> Timestamp + Send>,
+    last: Timestamp,
+    /// Extension point, plugin name and time of each call, in order.
+    pub laps: Vec<(&'static str, Arc<str>, Duration)>,
+}
+
+impl Laps {
+    /// Starts the first lap.
+    pub fn start(now: impl Fn() -> Timestamp + Send + 'static) -> Self {
+        let last = now();
+        Self { now: Box::new(now), last, laps: Vec::with_capacity(16) }
+    }
+
+    /// Starts a lap without ending one: what ran since the last one was no plugin.
+    pub fn restart(&mut self) {
+        self.last = (self.now)();
+    }
+
+    /// Ends the lap of the plugin that just ran and starts the next one.
+    pub fn lap(&mut self, point: &'static str, name: &Arc<str>) {
+        let now = (self.now)();
+        self.laps.push((point, Arc::clone(name), now.since(self.last)));
+        self.last = now;
+    }
+}
+
 /// Buffers that one thread reuses from decision to decision.
 #[derive(Default)]
 pub struct Scratch {
+    /// If set, the plugins that run are timed.
+    pub laps: Option<Laps>,
     candidates: Vec<Slot>,
     column: Vec<f32>,
     totals: Vec<f32>,
@@ -56,14 +87,20 @@ impl Profile {
         scratch: &mut Scratch,
         explain: bool,
     ) -> Option<ProfileResult> {
-        let Scratch { candidates, column, totals, picked } = scratch;
+        let Scratch { candidates, column, totals, picked, laps } = scratch;
         candidates.clear();
         candidates.extend_from_slice(base);
         let mut explanation = explain.then(Box::<Explanation>::default);
 
+        if let Some(laps) = laps {
+            laps.restart();
+        }
         for (name, filter) in &self.filters {
             let before = explanation.is_some().then(|| candidates.clone());
             filter.filter(cx, candidates);
+            if let Some(laps) = laps {
+                laps.lap("Filter", name);
+            }
             if let (Some(explanation), Some(before)) = (explanation.as_mut(), before) {
                 let gone = before.into_iter().filter(|slot| candidates.binary_search(slot).is_err());
                 explanation.removed.extend(gone.map(|slot| (slot, Arc::clone(name))));
@@ -83,10 +120,13 @@ impl Profile {
 
         totals.clear();
         totals.resize(candidates.len(), 0.0);
-        for WeightedScorer { weight, scorer, .. } in &self.scorers {
+        for WeightedScorer { weight, scorer, name } in &self.scorers {
             column.clear();
             column.resize(candidates.len(), 0.0);
             scorer.score(cx, candidates, column);
+            if let Some(laps) = laps {
+                laps.lap("Scorer", name);
+            }
             for (total, value) in totals.iter_mut().zip(column.iter_mut()) {
                 *value = if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) };
                 *total += weight * *value;
@@ -105,6 +145,9 @@ impl Profile {
 
         picked.clear();
         self.picker.1.pick(cx, candidates, totals, rng, picked);
+        if let Some(laps) = laps {
+            laps.lap("Picker", &self.picker.0);
+        }
         let ranked: smallvec::SmallVec<[Ranked; 1]> = picked
             .iter()
             .filter_map(|&i| {

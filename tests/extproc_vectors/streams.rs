@@ -137,7 +137,7 @@ async fn a_body_above_the_limit_is_refused_before_it_has_ended() {
     let (said, status) = rest(&mut call).await;
     assert_eq!(
         said,
-        ["I 413 - inference error: PayloadTooLarge - request body exceeds the limit of 100 bytes (--max-request-body)"]
+        ["I 413 - inference error: PayloadTooLarge - the request exceeds the limit of 100 bytes (--max-request-body)"]
     );
     assert!(status.is_ok());
     lab.settled().await;
@@ -265,7 +265,9 @@ async fn drain_waits_for_open_streams_then_forces_the_rest_and_refuses_the_new()
     assert!(rest(&mut routed).await.1.is_ok(), "the response passes without us");
     assert_eq!(rest(&mut responding).await.1.expect_err("cut").code(), Code::Unavailable);
     lab.settled().await;
-    assert_eq!(ends(&lab), [Outcome::Shutdown; 4]);
+    // Whether the refused stream got as far as to open an exchange is a matter of which event came first.
+    let ended = ends(&lab);
+    assert!(matches!(ended.len(), 3 | 4) && ended.iter().all(|o| *o == Outcome::Shutdown), "{ended:?}");
 }
 
 #[tokio::test]

@@ -170,7 +170,6 @@ fn show(out: &mut dyn Write, title: &str, rows: &[Vec<String>]) -> anyhow::Resul
         ],
         rows,
     )?;
-    writeln!(out)?;
     out.flush()?;
     Ok(())
 }

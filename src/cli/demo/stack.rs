@@ -29,14 +29,15 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// Starts `count` servers on ports of the system's choice.
-    pub async fn start(count: usize) -> anyhow::Result<Self> {
+    /// Starts `count` servers with KV blocks of `block_tokens` on ports of the system's choice.
+    pub async fn start(count: usize, block_tokens: u32) -> anyhow::Result<Self> {
         let mut servers = Vec::with_capacity(count);
         for i in 0..count {
             let config = SimConfig {
                 name: format!("server-{}", char::from(b'a' + (i % 26) as u8)),
                 model: MODEL.into(),
-                num_blocks: 4096,
+                block_size: block_tokens,
+                num_blocks: 65_536 / block_tokens,
                 prefill_tokens_per_second: 20_000.0,
                 decode_step: Duration::from_millis(2),
                 answer_tokens: 12,

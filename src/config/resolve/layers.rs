@@ -85,6 +85,19 @@ fn sources(document: &Document, plugins: &mut Plugins<'_>, problems: &mut Proble
             problems.error(*at, path, "the data source is listed twice", "list all extractors under one entry");
             continue;
         }
+        if !sources.is_empty() {
+            problems.error(
+                *at,
+                path,
+                "this version reads one data source per endpoint",
+                "put the metrics of both into `engineConfigs` of one core-metrics-extractor",
+            );
+            continue;
+        }
+        if let Some(Placed { at, path, .. }) = value.extractors.get(1) {
+            let message = "this version reads one extractor per data source";
+            problems.error(*at, path, message, "put what both read into `engineConfigs` of one core-metrics-extractor");
+        }
         sources.push((source, extractors));
     }
     if !layer.inject_defaults {
@@ -184,8 +197,8 @@ fn flow_control(flow: &Placed<FlowControl>, gates: Gates, problems: &mut Problem
         problems.warn(
             flow.at,
             &flow.path,
-            "only saturationDetector has an effect here: the feature gate `flowControl` is off",
-            "add `featureGates: [flowControl]`, or remove the other fields",
+            "nothing here has an effect: requests are not queued, because the feature gate `flowControl` is off",
+            "remove the fields, or keep them for a version that queues",
         );
     }
 }

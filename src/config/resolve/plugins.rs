@@ -118,6 +118,11 @@ impl<'t> Plugins<'t> {
         }
     }
 
+    /// Name and type of every plugin.
+    pub fn names(&self) -> Vec<(Arc<str>, &'static str)> {
+        self.entries.iter().map(|e| (Arc::clone(&e.declared.name), e.declared.kind)).collect()
+    }
+
     /// The type that `kind` names, or an error that says what is known.
     fn type_of(&self, kind: &Placed<String>, problems: &mut Problems) -> Option<About> {
         let wrong = kind.value.as_str();

@@ -334,7 +334,7 @@ fn what_does_nothing_is_a_warning() {
         "twice",
         "its weight has no effect",
         "does nothing in a profile",
-        "only saturationDetector has an effect",
+        "requests are not queued",
     ] {
         assert!(shown.contains(words), "{words}: {shown}");
     }
@@ -357,7 +357,7 @@ fn the_rendering_shows_what_was_added_and_reads_back() {
     reads_back(&config);
     reads_back(&good(""));
     reads_back(&good(
-        "plugins:\n- {name: \"yes\", type: prefix-cache-scorer, parameters: {matchLengthWeight: 0.5, prefixMatchInfoProducerName: \"a b\"}}\n- {name: \"a b\", type: approx-prefix-cache-producer, parameters: {autoTune: false}}\n- {type: file-discovery, parameters: {path: e.yaml, endpoints: [{name: \"1\", address: 127.0.0.1, port: 80, labels: {a: \"true\"}}]}}\ndataLayer: {discovery: {pluginRef: file-discovery}, injectDefaults: false}\nflowControl: {defaultRequestTTL: 1m30s, priorityBands: [{priority: -1}]}\n",
+        "plugins:\n- {name: \"yes\", type: prefix-cache-scorer, parameters: {matchLengthWeight: 0.5, prefixMatchInfoProducerName: \"a b\"}}\n- {name: \"a b\", type: approx-prefix-cache-producer, parameters: {autoTune: false}}\n- {type: file-discovery, parameters: {path: \"true\"}}\ndataLayer: {discovery: {pluginRef: file-discovery}, injectDefaults: false}\nflowControl: {defaultRequestTTL: 1m30s, priorityBands: [{priority: -1}]}\n",
     ));
 }
 

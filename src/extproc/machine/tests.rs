@@ -347,7 +347,7 @@ fn the_limit_is_checked_before_the_chunk_is_kept() {
         matches!(
             &actions[..],
             [
-                Action::Reply(Reply::Immediate(Rejection::TooLarge { limit: 10 })),
+                Action::Reply(Reply::Immediate(Rejection::TooLarge { limit: 10, setting: "--max-request-body" })),
                 Action::End(Outcome::Rejected),
                 Action::Close(Close::Ok)
             ]
@@ -444,11 +444,18 @@ fn a_half_close_during_the_decision_waits_for_it() {
 fn an_answer_of_the_data_plane_is_not_a_success_of_the_server() {
     let plain = headers(&[]);
     let timed = headers(&[("x-envoy-upstream-service-time", "3")]);
+    let json = headers(&[("content-type", "application/json")]);
+    let text = headers(&[("content-type", "text/plain")]);
+    let dated = headers(&[("content-type", "text/plain"), ("date", "Thu, 01 Jan 1970 00:00:00 GMT")]);
     for (routed, status, headers, served, expected) in [
         (true, 200, &plain, None, Outcome::Completed),
         (true, 503, &plain, None, Outcome::LocalReply),
         (true, 503, &timed, None, Outcome::UpstreamError),
+        (true, 404, &dated, Some("10.0.0.1:8000"), Outcome::UpstreamError),
         (true, 404, &plain, Some("10.0.0.1:8000"), Outcome::UpstreamError),
+        (true, 404, &json, Some("10.0.0.1:8000"), Outcome::UpstreamError),
+        (true, 503, &text, Some("10.0.0.1:8000"), Outcome::LocalReply),
+        (true, 503, &dated, None, Outcome::LocalReply),
         (true, 0, &plain, None, Outcome::LocalReply),
         (false, 408, &plain, None, Outcome::LocalReply),
         (false, 200, &timed, None, Outcome::LocalReply),
@@ -465,6 +472,25 @@ fn a_reply_made_before_us_is_the_first_message_and_the_stream_ends_with_it() {
     let last = Part::ResponseBody { chunk: Bytes::from_static(b"no"), end: true };
     let actions = feed(&mut machine, last, &Ok(route()));
     assert_eq!((outcome(&actions), close(&actions)), (Some(Outcome::LocalReply), Some(Close::Ok)));
+}
+
+#[test]
+fn a_last_piece_that_comes_twice_is_not_taken_twice() {
+    let decision = Ok(route());
+    let mut machine = Machine::new(rules(10));
+    feed(&mut machine, told(post(false), 4, 4), &decision);
+    let last = || Part::RequestBody { chunk: Bytes::from_static(b"{}"), end: true };
+    assert!(!feed(&mut machine, last(), &decision).is_empty());
+    assert!(feed(&mut machine, last(), &decision).is_empty());
+    let actions = feed(&mut machine, status("200", true), &decision);
+    assert_eq!((outcome(&actions), close(&actions)), (Some(Outcome::Completed), Some(Close::Ok)));
+
+    // More of a request that has ended is another matter.
+    let mut machine = Machine::new(rules(10));
+    feed(&mut machine, told(post(true), 4, 4), &decision);
+    let more = Part::RequestBody { chunk: Bytes::from_static(b"{}"), end: false };
+    let actions = feed(&mut machine, more, &decision);
+    assert_eq!((outcome(&actions), close(&actions)), (Some(Outcome::InternalError), Some(Close::Ok)));
 }
 
 #[test]

@@ -61,7 +61,7 @@ fn refusals_are_short_utf8_with_a_token() {
     let long = Rejection::BadRequest("é".repeat(10_000));
     for rejection in [
         Rejection::no_endpoints(),
-        Rejection::TooLarge { limit: 3 },
+        Rejection::TooLarge { limit: 3, setting: "--max-request-body" },
         Rejection::PreconditionFailed("x".into()),
         Rejection::Internal("x".into()),
         Rejection::ResourceExhausted { message: "x".into(), reason: RejectionReason::Saturated },

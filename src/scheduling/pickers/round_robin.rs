@@ -64,6 +64,11 @@ impl Picker for RoundRobin {
 }
 
 impl Commit for RoundRobin {
+    fn reserves(&self) -> bool {
+        // The turn is what the next decision reads.
+        true
+    }
+
     fn commit(&self, _: &Routed<'_>) -> Option<Box<dyn Watch>> {
         self.turn.fetch_add(1, Ordering::Relaxed);
         None

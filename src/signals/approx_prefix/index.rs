@@ -339,6 +339,12 @@ impl Index {
         self.shards.iter().map(|s| s.read().nodes()).sum()
     }
 
+    /// Prompts in flight that keep their blocks from eviction, for tests and debugging: looks at every
+    /// node under each shard's lock in turn.
+    pub fn pins(&self) -> u64 {
+        self.shards.iter().map(|s| s.read().pins()).sum()
+    }
+
     /// What each endpoint that holds anything holds, in slot order, at most `limit` of them.
     pub fn endpoints(&self, limit: usize) -> Vec<EndpointUse> {
         self.endpoints

@@ -140,6 +140,11 @@ impl Tree {
         }
     }
 
+    /// Pins of all nodes. O(nodes).
+    pub fn pins(&self) -> u64 {
+        self.nodes.iter().flat_map(|n| &n.holders).map(|h| u64::from(h.pins)).sum()
+    }
+
     /// Records that `slot` holds `chain` as of `tick` (greater than every tick before), and pins the
     /// chain once if `pin`. `None` for an empty chain.
     pub fn insert(&mut self, slot: u32, chain: &[u64], tick: u64, pin: bool) -> Option<Inserted> {

@@ -1,0 +1,214 @@
+//! The director as the edge uses it, without sockets: bursts, subsets, refusals, body-less requests.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use pointsman::config::{Purpose, Settings, Tables, resolve};
+use pointsman::dialect::{Dialects, Wants};
+use pointsman::director::decisions::DecisionLog;
+use pointsman::director::{self, Directed, Director, NamedProducer};
+use pointsman::domain::{EndpointSpec, Headers, Outcome, PoolIdentity, Rejection};
+use pointsman::extproc::{CompleteRequest, Exchange, Exchanges, Route, SubsetEntry, SubsetHint};
+use pointsman::lifecycle::clock::SystemClock;
+use pointsman::pool::Pool;
+use pointsman::scheduling::plugin::Need;
+use pointsman::telemetry::metrics::Metrics;
+
+const ACTIVE: &str = "
+plugins:
+- type: active-request-scorer
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: active-request-scorer
+";
+
+const DECODE_ONLY: &str = "
+plugins:
+- type: decode-filter
+- type: random-picker
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: decode-filter
+  - pluginRef: random-picker
+";
+
+fn spec(i: u8, role: &str) -> EndpointSpec {
+    EndpointSpec {
+        name: format!("pod-{i}"),
+        namespace: "default".into(),
+        address: SocketAddr::from(([192, 168, 1, i], 8000)),
+        rank: 0,
+        labels: BTreeMap::from([("llm-d.ai/role".to_owned(), role.to_owned())]),
+    }
+}
+
+fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool>) {
+    let text = format!("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n{document}");
+    let config = resolve("test.yaml", Some(text.as_bytes()), Settings::default(), &Tables::standard(), Purpose::Check)
+        .unwrap_or_else(|e| panic!("{e}"));
+    let clock = Arc::new(SystemClock::new());
+    let pool = Arc::new(Pool::new(PoolIdentity::default(), Duration::from_secs(2), clock.clone(), Box::new(|_| {})));
+    pool.replace(endpoints);
+    let producers = config.producers.iter();
+    let director = Director::new(director::Parts {
+        pool: Arc::clone(&pool),
+        scheduler: config.scheduler.clone(),
+        producers: producers
+            .map(|p| NamedProducer { name: p.name.clone(), kind: p.kind, producer: p.producer.clone() })
+            .collect(),
+        prefix_producers: Vec::new(),
+        commits: config.commits.clone(),
+        plugins: config.names.clone(),
+        dialects: Dialects::default(),
+        metrics: Metrics::new(),
+        clock,
+        decisions: Arc::new(DecisionLog::new(10)),
+        settings: director::Settings {
+            wants: Wants { prompts: config.registry.needs(&Need::Prompts) },
+            reads_usage: true,
+            ignore_subset: false,
+            emit_scores: true,
+            access_log: false,
+            seed: Some(7),
+        },
+    });
+    (Directed(Arc::new(director)), pool)
+}
+
+fn completion() -> CompleteRequest {
+    let headers =
+        Headers::from([(":method", "POST"), (":path", "/v1/completions"), ("content-type", "application/json")]);
+    let body = Bytes::from_static(br#"{"model":"m","prompt":"say something"}"#);
+    CompleteRequest { headers, body, has_body: true, subset: None }
+}
+
+fn in_flight(pool: &Pool) -> Vec<u64> {
+    pool.snapshot().topology.endpoints().map(|e| e.in_flight.requests()).collect()
+}
+
+#[test]
+fn a_burst_from_many_threads_spreads_evenly_and_is_given_back() {
+    let (directed, pool) = director(ACTIVE, (1..=8).map(|i| spec(i, "decode")).collect());
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let directed = directed.clone();
+            std::thread::spawn(move || {
+                let mut open = Vec::new();
+                for _ in 0..64 {
+                    let mut exchange = directed.open();
+                    exchange.decide(completion()).expect("routed");
+                    open.push(exchange);
+                }
+                open
+            })
+        })
+        .collect();
+    let mut open: Vec<_> = threads.into_iter().flat_map(|t| t.join().expect("no panic")).collect();
+    let counts = in_flight(&pool);
+    assert_eq!(counts.iter().sum::<u64>(), 256);
+    let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+    assert!(most - least <= 2, "picking and reserving are one step: {counts:?}");
+
+    // Half end in peace, half are dropped.
+    for exchange in open.drain(..128) {
+        drop(exchange);
+    }
+    for mut exchange in open {
+        exchange.end(Outcome::Completed);
+    }
+    assert_eq!(in_flight(&pool), vec![0; 8]);
+    let tokens: u64 = pool.snapshot().topology.endpoints().map(|e| e.in_flight.tokens()).sum();
+    assert_eq!(tokens, 0);
+}
+
+#[test]
+fn a_subset_is_obeyed_with_and_without_a_body() {
+    let (directed, _) = director(ACTIVE, (1..=3).map(|i| spec(i, "decode")).collect());
+    let only = |entries: Vec<SubsetEntry>| Some(SubsetHint { entries });
+    let third = SubsetEntry::Address("192.168.1.3:8000".parse().unwrap());
+    let bare = SubsetEntry::Ip("192.168.1.2".parse().unwrap());
+    let unknown = SubsetEntry::Address("192.168.1.99:8000".parse().unwrap());
+    let decide = |request| directed.open().decide(request).map(|route: Route| route.destination);
+
+    for _ in 0..8 {
+        let request = CompleteRequest { subset: only(vec![third]), ..completion() };
+        assert_eq!(decide(request).unwrap().as_ref(), "192.168.1.3:8000");
+        let headers = Headers::from([(":method", "GET"), (":path", "/v1/models")]);
+        let request = CompleteRequest { headers, subset: only(vec![unknown, bare]), ..CompleteRequest::default() };
+        assert_eq!(decide(request).unwrap().as_ref(), "192.168.1.2:8000");
+    }
+    for nothing in [vec![], vec![unknown]] {
+        let request = CompleteRequest { subset: only(nothing), ..completion() };
+        assert_eq!(decide(request), Err(Rejection::no_endpoints()));
+    }
+}
+
+#[test]
+fn filters_hold_for_requests_without_a_body_and_can_leave_nothing() {
+    let (directed, pool) = director(DECODE_ONLY, vec![spec(1, "prefill"), spec(2, "decode"), spec(3, "encode")]);
+    let models = || {
+        let headers = Headers::from([(":method", "GET"), (":path", "/v1/models")]);
+        directed.open().decide(CompleteRequest { headers, ..CompleteRequest::default() })
+    };
+    for _ in 0..16 {
+        assert_eq!(models().unwrap().destination.as_ref(), "192.168.1.2:8000");
+    }
+    pool.replace(vec![spec(1, "prefill")]);
+    let refused = models().unwrap_err();
+    assert_eq!((refused.status(), refused.reason().map(|r| r.as_str())), (429, Some("rejected-saturated")));
+    pool.replace(Vec::new());
+    assert_eq!(models().unwrap_err(), Rejection::no_endpoints());
+}
+
+#[test]
+fn a_rewrite_by_header_changes_the_body_and_names_the_model_in_the_answer() {
+    let (directed, _) = director(ACTIVE, vec![spec(1, "decode")]);
+    let mut exchange = directed.open();
+    let mut request = completion();
+    request.headers.push(Bytes::from_static(b"x-gateway-model-name-rewrite"), Bytes::from_static(b"target"));
+    let route = exchange.decide(request).unwrap();
+    let body: Vec<u8> = route.body.unwrap().iter().flat_map(|p| p.to_vec()).collect();
+    assert_eq!(body, br#"{"model":"target","prompt":"say something"}"#);
+    assert!(route.set_headers.iter().any(|(name, _)| name == "x-request-id"), "made because there was none");
+
+    exchange.response_headers(200, Headers::from([("content-type", "application/json")]), None, false);
+    let mut answer = Vec::new();
+    for (chunk, end) in
+        [(&br#"{"mod"#[..], false), (br#"el":"tar"#, false), (br#"get","usage":{"prompt_tokens":3}}"#, true)]
+    {
+        for part in exchange.response_body(&Bytes::from_static(chunk), end).unwrap() {
+            answer.extend_from_slice(&part);
+        }
+    }
+    assert_eq!(answer, br#"{"model":"m","usage":{"prompt_tokens":3}}"#);
+    exchange.end(Outcome::Completed);
+}
+
+#[test]
+fn wrong_bodies_are_refused_and_an_unknown_objective_is_not() {
+    let (directed, _) = director(ACTIVE, vec![spec(1, "decode")]);
+    let with = |body: &'static [u8]| {
+        directed.open().decide(CompleteRequest { body: Bytes::from_static(body), ..completion() })
+    };
+    for body in
+        [&b"no healthy upstream"[..], b"", b"{\"model\":", b"{\"model\":5,\"prompt\":\"x\"}", b"[]", b"\xff\xfe"]
+    {
+        let refused = with(body).unwrap_err();
+        assert_eq!(refused.status(), 400, "{refused}");
+    }
+    let refused = with(br#"{"prompt":"hello world"}"#).unwrap_err();
+    assert_eq!(refused, Rejection::BadRequest("model not found in request body".into()));
+
+    let mut request = completion();
+    request.headers.push(Bytes::from_static(b"x-llm-d-inference-objective"), Bytes::from_static(b"nobody-knows-it"));
+    assert!(directed.open().decide(request).is_ok());
+
+    let mut request = completion();
+    request.headers.push(Bytes::from_static(b"prefer"), Bytes::from_static(b"if-available"));
+    assert_eq!(directed.open().decide(request).unwrap_err().status(), 412);
+}
