@@ -14,6 +14,8 @@ use pointsman::domain::Usage;
 
 const FORMATS: [AnswerFormat; 3] = [AnswerFormat::OpenAi, AnswerFormat::Anthropic, AnswerFormat::Engine];
 const TARGET: &str = "m2";
+/// Bound of an event, which the plain splitter does not have.
+const MAX_EVENT: usize = 1 << 20;
 /// Longest answer that is also read byte by byte, which is slow.
 const SINGLE_BYTES: usize = 256;
 const ORIGINAL: &str = "the \"first\"";
@@ -55,7 +57,7 @@ fuzz_target!(|data: &[u8]| {
     let patterns = [format!("\"model\":\"{TARGET}\""), format!("\"model\": \"{TARGET}\"")];
     assert_eq!(text, replaced(&plain, &patterns, &format!("\"model\":{quoted}")));
     // Anthropic's counts are put together from several events, so they have no sum of their own.
-    if events && format != AnswerFormat::Anthropic {
+    if events && format != AnswerFormat::Anthropic && plain.len() < MAX_EVENT {
         assert_eq!(whole, plainly_read(format, &plain));
     }
 });
