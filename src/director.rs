@@ -8,7 +8,7 @@
 //! what it chose. Two threads that did this side by side would both see the same idle endpoint, so a
 //! reservation is only made if no other one was made since this decision read the counters; else the
 //! decision is made again (a few microseconds; the body is not parsed and the prompt not hashed
-//! again). See [`claim`]. With no plugin that reads work in flight the check costs nothing.
+//! again). See [`claim`]. With no plugin that reserves the check costs nothing.
 //!
 //! Rejected: a mutex around decide and commit (one slow decision would stop all), and reserving
 //! before choosing (nothing to reserve yet).
@@ -183,7 +183,6 @@ impl Director {
                 attempts += 1;
                 let claim = if self.reserves { self.claims.claim(seen, attempts) } else { claim::Claim::free() };
                 let Some(claim) = claim.granted() else { continue };
-                parts.metrics.scheduler_attempt(&request.target_model, Some(decision.destination()));
                 let routed = Routed { request, decision: &decision, signals: &signals, now };
                 let mut watches = Vec::with_capacity(parts.commits.len());
                 let mut commit = |reserving: bool| {
@@ -198,6 +197,7 @@ impl Director {
                 commit(true);
                 drop(claim);
                 commit(false);
+                parts.metrics.scheduler_attempt(&request.target_model, Some(decision.destination()));
                 self.observe_laps(scratch);
                 return Ok(Committed { decision, signals, watches });
             }
