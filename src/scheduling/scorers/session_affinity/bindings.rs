@@ -141,9 +141,10 @@ mod tests {
         (0..5_000).for_each(|i| bindings.put(&format!("s{i}"), endpoint, at(1)));
         assert_eq!(bindings.held(), 5_000);
         for round in 1..=2 {
-            (0..5_000).for_each(|i| bindings.put(&format!("r{round}-{}", i % 500), endpoint, at(1 + round * 301)));
+            // Enough that every shard is written to, whatever the random key of the hash.
+            (0..2_000).for_each(|i| bindings.put(&format!("r{round}-{i}"), endpoint, at(1 + round * 301)));
         }
-        assert!(bindings.held() <= 1_000, "{}", bindings.held());
+        assert!(bindings.held() <= 4_000, "{}", bindings.held());
     }
 
     #[test]
