@@ -70,13 +70,13 @@ async fn show(args: &DemoArgs, binary: PathBuf, out: &mut dyn Write) -> anyhow::
     scenes::with_system_prompt(&main, out).await?;
     scenes::conversation(&main, out).await?;
 
-    writeln!(out, "==> the same questions raw, with blocks of 4 tokens")?;
+    writeln!(out, "\n==> the same questions raw, with blocks of 4 tokens")?;
     let small = Servers::start(4, 4).await?;
     let raw = Stack::start(&small, &binary, 0, Some(4)).await?;
     scenes::raw_questions(&raw, out).await?;
     raw.stop().await;
 
-    writeln!(out, "==> {} mixed requests, 16 at a time", args.requests)?;
+    writeln!(out, "\n==> {} mixed requests, 16 at a time", args.requests)?;
     servers.clear();
     scenes::mixed(&main, &servers, args.requests, out).await?;
     if args.once {
