@@ -1,9 +1,6 @@
-//! `session-affinity-scorer`: a session goes back to the endpoint that it was last sent to.
+//! Where sessions were sent: what `session-affinity-scorer` and `session-affinity-filter` have in common.
 //!
-//! Formula: 1 for the session's endpoint, 0 for all others; all 0 without a session or when its
-//! endpoint is no candidate (any more).
-//!
-//! Two strategies say which endpoint that is:
+//! Two strategies say which endpoint is the session's:
 //!
 //! - `encoded_endpoint_header` (default), without state here: the response carries the header
 //!   `x-session-token`, the base64 of `namespace/name` of the endpoint (names end in `-rank-<i>`);
@@ -13,27 +10,16 @@
 //!   otherwise) or a `session-id-producer` finds it; the endpoint is remembered here for
 //!   `evictionTtlSeconds` after the last request, for at most 1,000,000 sessions (see [`bindings`]).
 //!
-//! Inputs: request headers or the session signal. What is learnt is learnt in [`Commit`]; scoring
+//! Inputs: request headers or the session signal. What is learnt is learnt in [`Commit`]; asking
 //! changes nothing. With `profileName` the instance follows the endpoint of that profile, else the
 //! destination.
 //!
-//! When it misleads: affinity works against balance, one busy session or tenant stays where it
-//! is; give it less weight than the sum of the load scorers. Under `session_id`, replicas of this
-//! process do not share what they remember. A token names a pod and not the life of its cache: a pod
+//! When it misleads: under `session_id`, replicas of this process do not share what they remember,
+//! nor do two instances in one configuration. A token names a pod and not the life of its cache: a pod
 //! that comes back with the same name (a StatefulSet) is found again although its cache is empty.
 //!
-//! Where ours differs: the type is Alpha in the picker we replace and Beta here.
-//! `evictionSweepSeconds` is accepted and has no effect, since expiry is exact and needs no
-//! sweeper. `sessionIdConfig`, the nested spelling of some versions, is understood too.
-//!
-//! ```yaml
-//! - type: session-affinity-scorer
-//!   parameters:
-//!     strategy: session_id
-//!     sources:
-//!     - header: x-session-id
-//!     evictionTtlSeconds: 300
-//! ```
+//! Where ours differs: `evictionSweepSeconds` is accepted and has no effect, since expiry is exact and
+//! needs no sweeper. `sessionIdConfig`, the nested spelling of some versions, is understood too.
 
 pub mod bindings;
 
@@ -48,11 +34,8 @@ use smallvec::SmallVec;
 use bindings::{Bindings, MAX_SESSIONS};
 
 use crate::domain::{Endpoint, InferenceRequest, Signals, Slot, Topology};
-use crate::scheduling::params::Params as _;
 use crate::scheduling::per_topology::PerTopology;
-use crate::scheduling::plugin::{
-    About, Build, Built, Commit, Cycle, ResponseStart, Routed, Row, Scorer, SignalKind, Stability, Watch,
-};
+use crate::scheduling::plugin::{Build, Commit, Cycle, ResponseStart, Routed, SignalKind, Watch};
 
 /// Header that carries the encoded endpoint, in requests and responses.
 pub const TOKEN_HEADER: &str = "x-session-token";
@@ -96,7 +79,7 @@ crate::params! {
 }
 
 crate::params! {
-    /// Parameters of `session-affinity-scorer`.
+    /// Parameters of `session-affinity-scorer` and `session-affinity-filter`.
     pub struct Params {
         /// How a session is recognised: encoded_endpoint_header or session_id.
         strategy: Strategy = Strategy::EncodedEndpointHeader, "strategy";
@@ -111,40 +94,6 @@ crate::params! {
         /// For session_id: the same settings in the nested spelling of some versions.
         session_id_config: Option<SessionIdConfig> = None, "sessionIdConfig";
     }
-}
-
-/// This plugin in the table.
-pub const ROW: Row = Row {
-    about: About {
-        kind: "session-affinity-scorer",
-        aliases: &[],
-        stability: Stability::Beta,
-        summary: "Prefers the endpoint that the session was last sent to.",
-        params: Params::SPEC,
-        sample: "- type: session-affinity-scorer\n  parameters:\n    strategy: session_id\n    sources:\n    - header: x-session-id\n    evictionTtlSeconds: 300\n",
-    },
-    build,
-};
-
-fn build(b: &mut Build<'_>) -> Option<Built> {
-    let mut params: Params = b.params();
-    if let Some(nested) = params.session_id_config.take() {
-        for flat in ["sources", "evictionTtlSeconds", "evictionSweepSeconds"] {
-            if b.parameters.is_some_and(|p| p.get(flat).is_some()) {
-                b.error(flat, "is also set in `sessionIdConfig`", "keep one of the two");
-            }
-        }
-        (params.sources, params.ttl, params.sweep) = (nested.sources, nested.ttl, nested.sweep);
-    }
-    let affinity = match params.strategy {
-        Strategy::EncodedEndpointHeader => Affinity::Token(PerTopology::default()),
-        Strategy::SessionId => {
-            let sources = sources(b, params.sources)?;
-            Affinity::Remembered { sources, bindings: Bindings::new(Duration::from_secs_f64(params.ttl), MAX_SESSIONS) }
-        }
-    };
-    let plugin = Arc::new(SessionAffinity { affinity, profile: params.profile_name });
-    Some(Built { scorer: Some(Arc::clone(&plugin) as _), commit: Some(plugin), ..Built::default() })
 }
 
 fn sources(b: &mut Build<'_>, wanted: Vec<Source>) -> Option<SmallVec<[IdSource; 2]>> {
@@ -185,7 +134,8 @@ enum Affinity {
     },
 }
 
-struct SessionAffinity {
+/// Knows where sessions were sent, and learns it.
+pub(super) struct SessionAffinity {
     affinity: Affinity,
     profile: Option<String>,
 }
@@ -205,8 +155,30 @@ fn full_name(endpoint: &Endpoint) -> String {
 }
 
 impl SessionAffinity {
-    /// The slot that the request's session belongs to.
-    fn wanted(&self, cx: &Cycle<'_>) -> Option<Slot> {
+    /// An instance with the parameters of `b`.
+    pub(super) fn build(b: &mut Build<'_>) -> Option<Self> {
+        let mut params: Params = b.params();
+        if let Some(nested) = params.session_id_config.take() {
+            for flat in ["sources", "evictionTtlSeconds", "evictionSweepSeconds"] {
+                if b.parameters.is_some_and(|p| p.get(flat).is_some()) {
+                    b.error(flat, "is also set in `sessionIdConfig`", "keep one of the two");
+                }
+            }
+            (params.sources, params.ttl, params.sweep) = (nested.sources, nested.ttl, nested.sweep);
+        }
+        let affinity = match params.strategy {
+            Strategy::EncodedEndpointHeader => Affinity::Token(PerTopology::default()),
+            Strategy::SessionId => {
+                let sources = sources(b, params.sources)?;
+                let ttl = Duration::from_secs_f64(params.ttl);
+                Affinity::Remembered { sources, bindings: Bindings::new(ttl, MAX_SESSIONS) }
+            }
+        };
+        Some(Self { affinity, profile: params.profile_name })
+    }
+
+    /// The slot that the request's session belongs to; changes nothing.
+    pub(super) fn wanted(&self, cx: &Cycle<'_>) -> Option<Slot> {
         match &self.affinity {
             Affinity::Token(names) => {
                 let token = cx.request.headers.get(TOKEN_HEADER).filter(|t| !t.is_empty() && t.len() <= MAX_TOKEN)?;
@@ -223,17 +195,6 @@ impl SessionAffinity {
                 // The slot may have been given to another endpoint since.
                 (cx.snapshot.topology.get(slot)?.generation == generation).then_some(slot)
             }
-        }
-    }
-}
-
-impl Scorer for SessionAffinity {
-    fn score(&self, cx: &Cycle<'_>, candidates: &[Slot], out: &mut [f32]) {
-        if let Some(slot) = self.wanted(cx)
-            && let Ok(i) = candidates.binary_search(&slot)
-            && let Some(value) = out.get_mut(i)
-        {
-            *value = 1.0;
         }
     }
 }
@@ -264,12 +225,13 @@ struct Token {
 
 impl Watch for Token {
     fn response_headers(&mut self, start: &ResponseStart<'_>, add: &mut Vec<(&'static str, String)>) {
+        if add.iter().any(|(name, _)| *name == TOKEN_HEADER) {
+            // Another instance did it: a client that is given two tokens knows not which to send back.
+            return;
+        }
         let served = start.served.and_then(|served| self.picked.iter().find(|e| e.destination() == served));
         if let Some(endpoint) = served.or(self.picked.first()) {
             add.push((TOKEN_HEADER, STANDARD.encode(full_name(endpoint))));
         }
     }
 }
-
-#[cfg(test)]
-mod tests;
