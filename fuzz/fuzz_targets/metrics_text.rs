@@ -56,7 +56,7 @@ fuzz_target!(|data: &[u8]| {
         let detail = &sample.detail;
         assert!(detail.attributes.values().all(|value| value.is_finite()));
         assert!(detail.block_size != Some(0) && detail.num_blocks != Some(0), "zero is no geometry");
-        for lora in &detail.lora {
+        if let Some(lora) = &detail.lora {
             let lists = [&lora.running, &lora.waiting];
             assert!(lists.iter().all(|list| list.len() <= 1024 && list.is_sorted()));
             assert!(lists.iter().all(|list| list.len() <= lora.named as usize) && lora.named <= 2048);
