@@ -71,8 +71,7 @@ fn main() {
         return;
     }
     if let Some(at) = args.iter().position(|a| a == "--role") {
-        let runtime =
-            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         return runtime.block_on(serve(&args[at + 1]));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");

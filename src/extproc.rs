@@ -28,6 +28,7 @@ mod service;
 mod stream;
 mod subset;
 pub mod tls;
+pub mod workers;
 
 pub use exchange::{CompleteRequest, Exchange, Exchanges, Route, SetHeader};
 pub use respond::{DESTINATION, DROPPED_REASON, SCORES};

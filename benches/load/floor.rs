@@ -19,6 +19,7 @@ use futures_core::Stream;
 use http::Response;
 use hyper::body::Incoming;
 use pointsman::extproc::listener::{self, Limits, Serve};
+use pointsman::extproc::workers::Workers;
 use pointsman::lifecycle::drain;
 use pointsman::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use pointsman::pb::envoy::service::ext_proc::v3 as wire;
@@ -185,7 +186,8 @@ impl Serve for Service {
 pub async fn echo(listener: TcpListener) {
     let (_trigger, watcher) = drain::channel();
     let service = Service(ExternalProcessorServer::new(Echo).max_decoding_message_size(usize::MAX));
-    listener::serve(listener, None, Limits::default(), service, watcher).await;
+    let workers = Workers::start(std::thread::available_parallelism().map_or(1, usize::from)).expect("threads");
+    listener::serve(listener, None, Limits::default(), workers, service, watcher).await;
 }
 
 /// Serves the null picker for ever.

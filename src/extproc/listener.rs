@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use super::workers::Workers;
 use crate::lifecycle::drain::{DrainWatcher, Step};
 
 /// What a connection gets to close its streams once the drain forces them.
@@ -62,12 +63,13 @@ pub trait Serve: Clone + Send + Sync + 'static {
     fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
-/// Accepts until the drain refuses, then tells every connection to go away and waits until they have
+/// Accepts until the drain refuses and has `workers` serve the connections, then tells every connection to go away and waits until they have
 /// ended; once the drain forces, they are closed.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
     limits: Limits,
+    workers: Workers,
     service: impl Serve,
     drain: DrainWatcher,
 ) {
@@ -94,7 +96,7 @@ pub async fn serve(
             }
         };
         let (tls, service, drain, ended) = (tls.clone(), service.clone(), drain.clone(), ended.clone());
-        tokio::spawn(async move {
+        workers.run(stream, move |stream| async move {
             connection(stream, tls, limits, service, drain).await;
             drop((permit, ended));
         });

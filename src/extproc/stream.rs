@@ -8,7 +8,6 @@
 //! Panics of our code are caught per step and become an immediate 500; other streams do not notice.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -28,7 +27,7 @@ use super::machine::{Action, Close, Event, Machine, Part, ReadFailure, Reply, re
 use super::service::Shared;
 use super::{convert, respond};
 use crate::domain::Rejection;
-use crate::lifecycle::drain::{DrainHold, Step};
+use crate::lifecycle::drain::DrainHold;
 
 /// Steps in one poll before other tasks get a turn.
 const MAX_STEPS: usize = 128;
@@ -57,9 +56,8 @@ pub struct ExchangeStream<E: Exchanges, B> {
     ready: VecDeque<Reply>,
     actions: Vec<Action>,
     closing: Option<Close>,
-    forced: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _open: OpenStream,
-    _hold: DrainHold,
+    hold: DrainHold,
 }
 
 /// Counts a stream while it lives.
@@ -93,9 +91,8 @@ impl<E: Exchanges, B> ExchangeStream<E, B> {
             ready: VecDeque::new(),
             actions: Vec::new(),
             closing: None,
-            forced: None,
             _open: OpenStream::new(&shared.open),
-            _hold: shared.drain.hold(),
+            hold: shared.drain.hold(),
             shared,
         }
     }
@@ -104,7 +101,7 @@ impl<E: Exchanges, B> ExchangeStream<E, B> {
         self.step(|stream| {
             if !std::mem::replace(&mut stream.begun, true) {
                 stream.live = Some(Live::new(stream.shared.exchanges.open()));
-                if stream.shared.drain.step() == Step::Forcing {
+                if stream.hold.is_forced() {
                     return stream.apply(Event::Stop);
                 }
             }
@@ -218,15 +215,6 @@ impl<E: Exchanges, B> ExchangeStream<E, B> {
         }));
         None
     }
-
-    fn poll_forced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { forced, shared, .. } = self;
-        let forced = forced.get_or_insert_with(|| {
-            let drain = shared.drain.clone();
-            Box::pin(async move { drain.forced().await })
-        });
-        forced.as_mut().poll(cx)
-    }
 }
 
 impl<E, B> ExchangeStream<E, B>
@@ -311,7 +299,7 @@ where
                     self.closing.get_or_insert(Close::Ok);
                 }
                 Poll::Pending => {
-                    ready!(self.poll_forced(cx));
+                    ready!(self.hold.poll_forced(cx));
                     self.feed(Event::Stop);
                     self.closing.get_or_insert(Close::Unavailable);
                 }
