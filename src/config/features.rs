@@ -49,7 +49,7 @@ pub(super) fn of(
     let export = settings.tracing && settings.trace_export.is_some();
     let mut all = vec![
         feature("body-parsing", "request bodies are parsed", reading),
-        feature("prompts", "prompts of the body", by(Need::Prompts)),
+        feature("prompts", "prompts of the request body", by(Need::Prompts)),
         feature("prefix-index", "prefix index", made(SignalKind::Prefix)),
         feature("in-flight", "accounting of work in flight", made(SignalKind::InFlight)),
         feature("sessions", "session ids", made(SignalKind::Session)),
@@ -131,8 +131,9 @@ mod tests {
         let mut settings = Settings::default();
         change(&mut settings);
         let head = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n";
-        let document = format!("{head}{document}");
-        let config = resolve("t", Some(document.as_bytes()), settings, &Tables::standard(), Purpose::Check).unwrap();
+        let text = format!("{head}{document}");
+        let written = (!document.is_empty()).then_some(text.as_bytes());
+        let config = resolve("t", written, settings, &Tables::standard(), Purpose::Check).unwrap();
         config.features.into_iter().map(|f| (f.name, f.by)).collect()
     }
 
@@ -143,7 +144,7 @@ mod tests {
     #[test]
     fn the_default_configuration_says_who_asks() {
         let all = features("", |_| {});
-        assert_eq!(by(&all, "prompts"), ["approx-prefix-cache-producer", "prefix-cache-scorer"]);
+        assert_eq!(by(&all, "prompts"), ["prefix-cache-scorer", "approx-prefix-cache-producer"]);
         assert_eq!(by(&all, "prefix-index"), ["approx-prefix-cache-producer"]);
         assert_eq!(by(&all, "usage"), ["--token-metrics"]);
         assert_eq!(by(&all, "scraping"), ["metrics-data-source"]);

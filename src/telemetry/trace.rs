@@ -158,7 +158,7 @@ impl RequestTrace {
     }
 
     /// Makes the spans of a request that ended at `now`. `kinds` are plugin types by name.
-    pub fn end(self: Box<Self>, line: &AccessLine<'_>, kinds: &[(Arc<str>, &'static str)], now: Timestamp) {
+    pub fn end(self, line: &AccessLine<'_>, kinds: &[(Arc<str>, &'static str)], now: Timestamp) {
         if !self.recording {
             return;
         }
@@ -230,13 +230,13 @@ impl RequestTrace {
         let of = |point: &'static str| laps.iter().filter(move |lap| lap.point == point);
         let left = run.candidates.len();
 
-        let filtered = of("Filter").last().map_or(run.started, lap_end);
+        let filtered = of("Filter").next_back().map_or(run.started, lap_end);
         let mut attributes = request();
         attributes.push(count("llm_d.epp.filter.candidate_endpoints", run.base));
         attributes.push(count("llm_d.epp.filter.filtered_endpoints", left));
         self.whole(&context, "filter_endpoints", run.started, filtered, attributes);
 
-        if let (Some(first), Some(last)) = (of("Scorer").next(), of("Scorer").last()) {
+        if let (Some(first), Some(last)) = (of("Scorer").next(), of("Scorer").next_back()) {
             let mut attributes = request();
             attributes.push(count("llm_d.epp.scorer.count", run.scorers.len()));
             attributes.push(count("llm_d.epp.scoring.candidate_endpoints", left));
