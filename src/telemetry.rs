@@ -1,4 +1,4 @@
-//! What the process tells about itself: metrics, logs, one access-log line per request.
+//! What the process tells about itself: metrics, logs, traces, one access-log line per request.
 
 pub mod access;
 pub mod log;

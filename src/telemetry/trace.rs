@@ -8,7 +8,7 @@
 //! its spans join the trace and the sampling decision is made once.
 //!
 //! Spans wait for export in a bounded queue; what does not fit is dropped, and a collector that is away
-//! costs routing nothing ([`export`]). Texts of clients are cut at [`MAX_TEXT`] bytes; prompts and answers
+//! costs routing nothing (`trace/export.rs`). Texts of clients are cut at [`MAX_TEXT`] bytes; prompts and answers
 //! never appear.
 //!
 //! Rejected: spans of the `tracing` crate bridged to OTLP (every span passes the log filter and allocates
