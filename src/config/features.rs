@@ -55,7 +55,6 @@ pub(super) fn of(
         feature("sessions", "session ids", made(SignalKind::Session)),
         feature("prompt-tokens", "prompt token estimates", made(SignalKind::PromptTokens)),
         feature("usage", "token counts of the answer", usage),
-        feature("first-token", "time of the first token", by(Need::FirstToken)),
     ];
     all.extend(scraping(registry, sources));
     all.extend([
@@ -153,7 +152,7 @@ mod tests {
         assert_eq!(by(&all, "metric-cache-info"), ["approx-prefix-cache-producer"]);
         assert_eq!(by(&all, "access-log"), ["--access-log"]);
         assert!(by(&all, "body-parsing").contains(&"openai-parser"));
-        for off in ["in-flight", "first-token", "sessions", "decision-log", "endpoint-scores", "traces"] {
+        for off in ["in-flight", "sessions", "decision-log", "endpoint-scores", "traces"] {
             assert!(all.iter().any(|(name, by)| *name == off && by.is_empty()), "{off}");
         }
     }
@@ -178,7 +177,6 @@ mod tests {
         assert_eq!(by(&all, "endpoint-scores"), ["--emit-endpoint-scores"]);
         assert_eq!(by(&all, "decision-log"), ["--debug-decisions"]);
         assert_eq!(by(&all, "in-flight"), ["inflight-load-producer"]);
-        assert_eq!(by(&all, "first-token"), ["inflight-load-producer"]);
         assert!(by(&all, "scraping").is_empty() && !all.iter().any(|(name, _)| name.starts_with("metric-")));
     }
 }

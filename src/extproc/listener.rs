@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -54,8 +55,11 @@ impl Default for Limits {
 
 /// A service that every connection clones.
 pub trait Serve: Clone + Send + Sync + 'static {
+    /// The body of an answer.
+    type Body: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
+
     /// Answers one request. Errors are answers with a gRPC status.
-    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<tonic::body::Body>> + Send;
+    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
 /// Accepts until the drain refuses, then tells every connection to go away and waits until they have

@@ -71,7 +71,6 @@ async fn check_prints_a_configuration_that_loads_again() {
     for line in [
         "#   prefix index: approx-prefix-cache-producer\n",
         "#   accounting of work in flight: inflight-load-producer\n",
-        "#   time of the first token: inflight-load-producer\n",
         "#   token counts of the answer: --token-metrics\n",
         "; metrics pages of the endpoints; scores in the metadata",
     ] {
