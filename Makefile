@@ -20,6 +20,7 @@ check: ## formatting, lints, documentation, dependency policy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	$(CARGO) check --locked --manifest-path fuzz/Cargo.toml --target-dir target
 	scripts/cargo-deny check bans licenses sources
 
 bench: ## micro-benchmarks
