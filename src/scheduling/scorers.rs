@@ -8,6 +8,7 @@
 //! see, and goes on using old readings for ever.)
 
 pub mod active_request;
+pub mod consistent_hash;
 pub mod kv_cache_utilization;
 pub mod load_aware;
 pub mod prefix_cache;
@@ -27,6 +28,7 @@ pub const TABLE: &[Row] = &[
     active_request::ROW,
     prefix_cache::ROW,
     session_affinity::ROW,
+    consistent_hash::ROW,
 ];
 
 /// The smallest and the largest of some readings.
