@@ -8,6 +8,7 @@
 //! see, and goes on using old readings for ever.)
 
 pub mod active_request;
+pub mod cel;
 pub mod consistent_hash;
 pub mod kv_cache_utilization;
 pub mod load_aware;
@@ -29,6 +30,7 @@ pub const TABLE: &[Row] = &[
     prefix_cache::ROW,
     session_affinity::ROW,
     consistent_hash::ROW,
+    cel::ROW,
 ];
 
 /// The smallest and the largest of some readings.

@@ -92,7 +92,8 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
     let params: Params = b.params();
     let tokens = u64::from(params.prefix_blocks) * u64::from(params.block_size_tokens);
     if tokens > MAX_PREFIX_TOKENS {
-        let message = format!("prefixBlocks times blockSizeTokens is {tokens} tokens, and the most is {MAX_PREFIX_TOKENS}");
+        let message =
+            format!("prefixBlocks times blockSizeTokens is {tokens} tokens, and the most is {MAX_PREFIX_TOKENS}");
         b.error("prefixBlocks", message, "write a smaller number: prompts that differ later need not differ here");
         return None;
     }
