@@ -4,7 +4,7 @@ use cel::common::ast::{CallExpr, Expr as Ast, IdedExpr, ListExpr, LiteralValue, 
 use cel::parser::{ParseErrors, PrattParser};
 
 use super::attributes::{Attribute, EndpointText, Item, Number, RequestText, TABLE};
-use super::eval::{Binary, Expr, Op, Text, TextOp, Unary};
+use super::eval::{Binary, Expr, MAX_PART, Op, Text, TextOp, Unary};
 use super::{Kind, MAX_COST, MAX_DEPTH, MAX_LENGTH, MAX_NESTING, MAX_TEXT};
 use crate::domain::node::nearest;
 
@@ -113,7 +113,10 @@ impl Compiler {
         self.cost += cost;
         if self.cost > MAX_COST {
             let message = format!("the expression costs more than {MAX_COST} units per endpoint");
-            return Err(Mistake::new(message, "make it shorter: operations on texts cost 8, all others 1"));
+            return Err(Mistake::new(
+                message,
+                "make it shorter: comparing texts costs 16, reading a number from one 24, `contains` 40, and all else 1",
+            ));
         }
         Ok(())
     }
@@ -186,15 +189,7 @@ impl Compiler {
                 Err(Mistake::new("`%` is not available: its time depends on the numbers", "use `/`, `int()` and `-`"))
             }
             (None, _, [a, b]) if operator(name).is_some() => self.operator(name, a, b, depth),
-            (Some(text), "startsWith" | "endsWith" | "contains", [part]) => {
-                let op = match name {
-                    "startsWith" => TextOp::StartsWith,
-                    "endsWith" => TextOp::EndsWith,
-                    _ => TextOp::Contains,
-                };
-                let what = format!("`{name}`");
-                Ok(Typed::Bool(Expr::new(Op::Text(op, self.text(text, depth, &what)?, self.text(part, depth, &what)?))))
-            }
+            (Some(text), "startsWith" | "endsWith" | "contains", [part]) => self.part(name, text, part, depth),
             (None, "size", [text]) | (Some(text), "size", []) => {
                 Ok(Typed::Number(Expr::new(Op::TextSize(self.text(text, depth, "`size`")?))))
             }
@@ -205,6 +200,24 @@ impl Compiler {
             }
             _ => Err(unknown_function(name, args.len())),
         }
+    }
+
+    fn part(&mut self, name: &str, text: &IdedExpr, part: &IdedExpr, depth: usize) -> Result<Typed, Mistake> {
+        let what = format!("`{name}`");
+        let (text, part) = (self.text(text, depth, &what)?, self.text(part, depth, &what)?);
+        let op = match name {
+            "startsWith" => TextOp::StartsWith,
+            "endsWith" => TextOp::EndsWith,
+            _ => {
+                self.pay(24)?;
+                if matches!(&part, Text::Constant(part) if part.len() > MAX_PART) {
+                    let message = format!("`contains` looks for at most {MAX_PART} bytes");
+                    return Err(Mistake::new(message, "look for a shorter part, or use startsWith, endsWith or `==`"));
+                }
+                TextOp::Contains
+            }
+        };
+        Ok(Typed::Bool(Expr::new(Op::Text(op, text, part))))
     }
 
     fn operator(&mut self, name: &str, a: &IdedExpr, b: &IdedExpr, depth: usize) -> Result<Typed, Mistake> {
@@ -234,10 +247,12 @@ impl Compiler {
     }
 
     fn convert(&mut self, name: &str, value: &IdedExpr, depth: usize) -> Result<Typed, Mistake> {
-        self.pay(8)?;
         let number = match self.value(value, depth)? {
             Typed::Number(number) => number,
-            Typed::Text(text) => Expr::new(Op::TextNumber(text)),
+            Typed::Text(text) => {
+                self.pay(24)?;
+                Expr::new(Op::TextNumber(text))
+            }
             other @ Typed::Bool(_) => return Err(mismatch(value, &other, &format!("`{name}`"), Kind::Number)),
         };
         Ok(Typed::Number(if name == "int" { unary(Unary::Truncate, number) } else { number }))

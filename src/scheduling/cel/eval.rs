@@ -12,6 +12,12 @@ use crate::scheduling::plugin::Cycle;
 /// Endpoints that are evaluated together.
 pub const CHUNK: usize = 64;
 
+/// Longest text that `contains` looks for; the time for longer ones depends on what they look like.
+pub(super) const MAX_PART: usize = 32;
+
+/// Longest text that is read as a number: reading hundreds of digits takes microseconds.
+const MAX_DIGITS: usize = 24;
+
 /// Texts of the endpoints by slot.
 pub type TextColumn = Vec<Option<Box<str>>>;
 
@@ -193,6 +199,7 @@ impl Expr {
                 let (a, b) = (a.texts(frame), b.texts(frame));
                 for (out, slot) in out.iter_mut().zip(slots) {
                     *out = match (a.get(*slot), b.get(*slot)) {
+                        (Some(_), Some(part)) if *op == TextOp::Contains && part.len() > MAX_PART => f64::NAN,
                         (Some(a), Some(b)) => f64::from(match op {
                             TextOp::Equal => a == b,
                             TextOp::StartsWith => a.starts_with(b),
@@ -210,8 +217,11 @@ impl Expr {
             }
             Op::TextSize(a) => texts(a, frame, slots, out, |a| a.chars().count() as f64),
             // "inf" and "nan" are numbers to the parser but not finite ones.
-            Op::TextNumber(a) => texts(a, frame, slots, out, |a| {
-                a.trim().parse().ok().filter(|number: &f64| number.is_finite()).unwrap_or(f64::NAN)
+            Op::TextNumber(a) => texts(a, frame, slots, out, |a| match a.trim() {
+                digits if digits.len() <= MAX_DIGITS => {
+                    digits.parse().ok().filter(|number: &f64| number.is_finite()).unwrap_or(f64::NAN)
+                }
+                _ => f64::NAN,
             }),
         }
     }

@@ -134,7 +134,8 @@ fn stale_readings_are_missing_but_have_an_age() {
 
 #[test]
 fn missing_values_spread_unless_something_else_decides() {
-    let scene = labelled(&[&[]]);
+    let mut scene = labelled(&[&[]]);
+    scene.request.model = "m".repeat(33).into();
     const NONE: &str = "(endpoint.waiting_requests < 1.0)";
     for (source, expected) in [
         ("N", None),
@@ -162,6 +163,8 @@ fn missing_values_spread_unless_something_else_decides() {
         ("1e308 * 10.0", None),
         ("double('1,5')", None),
         ("double('inf')", None),
+        ("double('1234567890.12345678901234')", None),
+        ("request.path.contains(request.model)", None),
     ] {
         assert_eq!(value(&source.replace('N', NONE), &scene), expected, "{source}");
     }
@@ -192,6 +195,39 @@ fn operators_and_functions_compute() {
         }
         assert_eq!(value(source, &scene), Some(expected), "{source}");
     }
+}
+
+/// The two expressions of docs/configuration.md, and what the page says of them.
+#[test]
+fn the_examples_of_the_documentation_do_what_it_says() {
+    let page = include_str!("../../../docs/configuration.md");
+    let mut examples = page.split("expression: >-\n").skip(1).map(|rest| {
+        rest.lines().take_while(|line| line.starts_with("      ")).map(str::trim).collect::<Vec<_>>().join(" ")
+    });
+    let (filter, scorer) = (examples.next().expect("the filter"), examples.next().expect("the scorer"));
+    let gpu = |tier, memory| [("tier", tier), ("gpu-memory-gb", memory)];
+    let mut scene = labelled(&[&gpu("gold", "80"), &gpu("gold", "40"), &[("tier", "gold")], &gpu("free", "80")]);
+    let prompt = |tokens: usize| -> Prompt { Prompt { segments: smallvec![Segment::Tokens(vec![0; tokens].into())] } };
+    scene.request.prompts = smallvec![prompt(20_000)];
+    assert_eq!(values(&filter, &scene), [Some(1.0), Some(0.0), None, Some(1.0)], "no tier is asked for");
+    scene.request.headers = Headers::from([("x-tier", "gold")]);
+    assert_eq!(values(&filter, &scene), [Some(1.0), Some(0.0), None, Some(0.0)]);
+    scene.request.prompts = smallvec![prompt(10)];
+    assert_eq!(values(&filter, &scene), [Some(1.0), Some(1.0), Some(1.0), Some(0.0)]);
+
+    let mut loads = LoadTable::new(Duration::from_secs(2));
+    let metric = "vllm:num_requests_waiting_by_reason{reason=deferred}";
+    for (slot, usage, deferred) in [(0, 0.6, Some(2.0)), (1, 0.96, Some(0.0)), (2, 0.6, None)] {
+        let attributes = deferred.map(|value| (metric.into(), value)).into_iter().collect();
+        let detail = Arc::new(LoadDetail { attributes, ..LoadDetail::default() });
+        let sample = LoadSample { taken_at: NOW, kv_usage: Some(usage), detail, ..LoadSample::default() };
+        loads.set(Slot(slot), &sample);
+    }
+    scene.snapshot.loads = Arc::new(loads);
+    *scene.signals.prefix_mut(0) = PrefixMatch { total_blocks: 2, matched: vec![1, 2], ..PrefixMatch::default() };
+    let scores = values(&scorer, &scene);
+    assert!(scores[0].is_some_and(|score| (score - 0.55).abs() < 1e-9), "{scores:?}");
+    assert_eq!(scores[1..], [Some(0.0), None, None]);
 }
 
 #[test]
@@ -248,8 +284,15 @@ fn everything_is_bounded_at_start() {
     assert!(compile(&conditions(40), Kind::Bool).is_ok());
     let found = compile(&conditions(60), Kind::Bool).unwrap_err().message;
     assert!(found.contains("costs more than 200 units"), "{found}");
-    let texts = vec!["endpoint.name.contains('x')"; 20].join(" || ");
-    assert!(compile(&texts, Kind::Bool).unwrap_err().message.contains("costs more"), "texts are dearer");
+    for dear in ["endpoint.name.contains('x')", "endpoint.name.endsWith('x')", "double(endpoint.name) > 1"] {
+        assert!(compile(&vec![dear; 3].join(" || "), Kind::Bool).is_ok());
+        assert!(
+            compile(&vec![dear; 12].join(" || "), Kind::Bool).unwrap_err().message.contains("costs more"),
+            "{dear}"
+        );
+    }
+    let found = compile(&format!("endpoint.name.contains('{}')", "x".repeat(33)), Kind::Bool).unwrap_err().message;
+    assert!(found.contains("at most 32 bytes"), "{found}");
     let long = format!("'{}' == 'a'", "x".repeat(300));
     assert!(compile(&long, Kind::Bool).unwrap_err().message.contains("more than 256 bytes"));
     let found = compile(&format!("true {}", " ".repeat(MAX_LENGTH)), Kind::Bool).unwrap_err().message;

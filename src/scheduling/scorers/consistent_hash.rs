@@ -27,12 +27,12 @@
 //! prefixes but has lost its cache. It knows nothing of the true cache: together with
 //! `prefix-cache-scorer` it says where cold prompts should go.
 //!
-//! Rejected: a ring of virtual nodes. It needs a cache per endpoint set and a rebuild on each change,
-//! 100 or more points per endpoint for a balance within 10 %, and a search per request that
-//! finds one place, whereas a scorer must rate every candidate anyway, and candidates differ from
-//! request to request as filters see fit. A hash per (key, endpoint), known as rendezvous hashing,
-//! needs no state but the hashed names, moves exactly as little, is in perfect balance, and costs
-//! two multiplications per candidate.
+//! Rejected: a ring of virtual nodes. It finds its eight places sooner (0.4 against 3.2 microseconds for
+//! 1,000 endpoints), but with 100 points per endpoint their shares still lie between 0.66 and 1.47 of the
+//! mean, and each change of the set costs a new ring: 4 ms and 1.5 MiB for 1,000 endpoints, 55 ms and
+//! 15 MiB for 10,000. Candidates also differ from request to request, as filters see fit. A hash per
+//! (key, endpoint), known as rendezvous hashing, needs no state but the hashed names, moves exactly as
+//! little, balances as well as chance does, and costs two multiplications per candidate.
 //!
 //! ```yaml
 //! - type: consistent-hash-scorer
