@@ -56,6 +56,9 @@ const OWNED: &[(&str, &[&str])] = &[
     ("saphyr_parser", &["config"]),
     ("clap", &["cli"]),
     ("prometheus", &["telemetry"]),
+    ("opentelemetry", &["telemetry"]),
+    ("opentelemetry_sdk", &["telemetry"]),
+    ("opentelemetry_otlp", &["telemetry"]),
 ];
 
 /// Paths into external crates that belong to one module only.

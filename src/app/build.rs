@@ -1,5 +1,6 @@
 //! Binds the sockets, makes the parts and hands them to tasks.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::admin::health::HealthService;
 use crate::admin::{self, AdminState};
 use crate::collector::{self, PollError, SampleSink};
+use crate::config::features::Feature;
 use crate::config::settings::{CipherSuite, TlsVersion};
 use crate::config::{self, Config, DataSource};
 use crate::dialect::{self, Dialects, Wants};
@@ -23,6 +25,7 @@ use crate::domain::node::{Problem, Problems};
 use crate::domain::{Endpoint, EndpointSpec, LoadSample, Slot};
 use crate::extproc::listener::{self, Limits};
 use crate::extproc::tls::{CertificateHolder, MinVersion, TlsSettings, server_config};
+use crate::extproc::workers::Workers;
 use crate::extproc::{self, CONTROL_HEADERS, ExtProc, ExtProcServer};
 use crate::lifecycle::clock::Clock;
 use crate::lifecycle::drain::{self, DrainWatcher};
@@ -34,6 +37,7 @@ use crate::scheduling::params::Params;
 use crate::scheduling::plugin::{Commit, Metric, Need, SignalKind};
 use crate::telemetry::metrics::family::Count;
 use crate::telemetry::metrics::{Metrics, MetricsOptions};
+use crate::telemetry::trace::{Exporter, Sampling, Traces};
 
 use super::grpc::Services;
 use super::{Addresses, App, Environment, Listeners, Unusable, files};
@@ -41,6 +45,7 @@ use super::{Addresses, App, Environment, Listeners, Unusable, files};
 /// What `run` hands to tasks.
 pub(super) struct Parts {
     ext_proc: ExtProcServer<Directed>,
+    workers: Workers,
     health: HealthService,
     admin: Arc<AdminState>,
     tls: Option<Arc<ServerConfig>>,
@@ -119,16 +124,22 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     pool.replace(specs);
     pool_synced.ready();
 
-    let director = Arc::new(Director::new(parts_of(&config, &environment, commits, &pool, &metrics, &clock)));
+    let traces = traces(&config, &metrics, &clock);
+    let mut director = parts_of(&config, &environment, commits, &pool, &metrics, &clock);
+    director.traces.clone_from(&traces);
+    let director = Arc::new(Director::new(director));
     observe(&config, &metrics, &pool, &clock);
 
     let ext_proc = ExtProc::new(Arc::new(Directed(Arc::clone(&director))), edge(&config), drain_watcher);
     let health = HealthService::new(readiness.clone());
     let admin = Arc::new(admin_state(&config, &metrics, &readiness, &director));
     let collector = collection(&config, &pool, &metrics)?;
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = settings.limits.worker_threads.unwrap_or_else(cores);
     let (drain_time, grace) = (settings.intervals.drain, environment.grace);
     let parts = Parts {
         ext_proc: ext_proc.into_server(),
+        workers: Workers::start(threads).context("cannot start the threads of the ext_proc port")?,
         health,
         admin,
         tls,
@@ -152,6 +163,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         drain: drain_trigger,
         drain_time,
         grace,
+        traces,
     })
 }
 
@@ -165,7 +177,8 @@ impl Parts {
         drain: &DrainWatcher,
     ) -> oneshot::Receiver<Infallible> {
         let services = Services { ext_proc: self.ext_proc, health: self.health.clone() };
-        let ext_proc = listener::serve(listeners.grpc, self.tls, Limits::default(), services, drain.clone());
+        let ext_proc =
+            listener::serve(listeners.grpc, self.tls, Limits::default(), self.workers, services, drain.clone());
         let (open, closed) = oneshot::channel();
         spawner.critical("ext_proc listener", async move {
             ext_proc.await;
@@ -258,6 +271,7 @@ fn parts_of(
         dialects: Dialects::new(parsers),
         metrics: Arc::clone(metrics),
         clock: Arc::clone(clock),
+        traces: None,
         decisions: Arc::new(DecisionLog::new(settings.limits.debug_decisions)),
         settings: director::Settings {
             wants: Wants { prompts: config.registry.needs(&Need::Prompts) },
@@ -267,6 +281,35 @@ fn parts_of(
             access_log: settings.logging.access_log,
             seed: environment.seed,
         },
+    }
+}
+
+/// Traces, if the environment names a collector. One that cannot be used is no reason not to serve.
+fn traces(config: &Config, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>) -> Option<Arc<Traces>> {
+    let export = config.settings.trace_export.as_ref().filter(|_| config.settings.tracing)?;
+    let exporter = Exporter {
+        endpoint: export.endpoint.clone(),
+        headers: export.headers.clone(),
+        timeout: export.timeout,
+        gzip: export.gzip,
+        certificate: export.certificate.clone(),
+        sampling: Sampling { ratio: export.ratio, follows_parent: export.follows_parent },
+        resource: export.resource.clone(),
+        queue: export.queue,
+        batch: export.batch,
+        delay: export.delay,
+    };
+    match Traces::start(&exporter, Arc::clone(clock)) {
+        Ok(traces) => {
+            tracing::info!(endpoint = exporter.endpoint, sampled = export.ratio, "traces are exported");
+            let counted = Arc::clone(&traces);
+            metrics.watch_spans(move || counted.counts());
+            Some(traces)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "there are no traces: correct the OTEL_* environment, or set OTEL_TRACES_EXPORTER=none");
+            None
+        }
     }
 }
 
@@ -280,6 +323,12 @@ fn observe(config: &Config, metrics: &Arc<Metrics>, pool: &Arc<Pool>, clock: &Ar
     let in_flight = config.registry.producers(SignalKind::InFlight).next().map(ToString::to_string);
     let shown = Arc::clone(pool);
     metrics.watch_pool(Arc::clone(clock), in_flight, move || shown.snapshot().clone());
+    let shown = Arc::clone(pool);
+    metrics.watch_scores(config.names.clone(), move || shown.snapshot().clone());
+    let asked = |f: &Feature| f.by.iter().map(|by| (f.name.to_owned(), by.clone())).collect::<Vec<_>>();
+    // Several attributes may be read for one plugin.
+    let features: BTreeSet<(String, String)> = config.features.iter().flat_map(asked).collect();
+    metrics.show_features(features.into_iter().collect());
     let producers = config.producers.clone();
     metrics.watch_prefix_size(move || {
         producers.iter().filter_map(|p| Some((p.name.to_string(), p.kind.to_owned(), p.producer.size()?))).collect()
@@ -343,7 +392,7 @@ fn tls(config: &Config) -> Result<Tls, Unusable> {
 
 /// The collector, if any plugin reads metrics.
 fn collection(config: &Config, pool: &Arc<Pool>, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collection>> {
-    let mut wanted: std::collections::BTreeSet<Metric> = config
+    let mut wanted: BTreeSet<Metric> = config
         .registry
         .needs
         .keys()

@@ -41,7 +41,7 @@ pub(super) fn custom_metrics(layers: &Layers, plugins: &Plugins<'_>, problems: &
     let parameters = extractor.and_then(|i| plugins.entry(*i).declared.parameters.as_ref());
     // What is wrong with them was reported when the extractor was built.
     let engines = decode_extractor(parameters, "", &mut Problems::default());
-    for (need, readers) in plugins.needs() {
+    for (need, readers) in &plugins.registry().needs {
         let Need::Metric(Metric::Attribute(key)) = need else { continue };
         if engines.describes(key) || MetricSpec::parse(key).is_ok() {
             continue;
