@@ -153,8 +153,8 @@ impl Settings {
             client_cert: source.client_cert_path.as_ref().map(PathBuf::from),
             client_key: source.client_key_path.as_ref().map(PathBuf::from),
             max_page: Self::DEFAULT_MAX_PAGE,
+            engines: extractor.engines_for(&wanted),
             wanted,
-            engines: extractor.engines(),
             engine_labels: extractor.label_keys(),
             default_engine: extractor.default_engine.clone(),
         }

@@ -10,6 +10,7 @@ use pointsman::cli::flags::parse;
 use pointsman::config::{self, Purpose, Settings, Tables};
 use pointsman::discovery::file;
 use pointsman::domain::node::Problems;
+use pointsman::scheduling::cel::attributes;
 use pointsman::sim::envoy::Bootstrap;
 
 fn root(path: &str) -> PathBuf {
@@ -111,6 +112,17 @@ fn every_configuration_loads() {
         }
     }
     assert!(configurations >= 2 && endpoints >= 1, "{configurations} configurations, {endpoints} endpoints files");
+}
+
+#[test]
+fn every_attribute_of_expressions_is_documented() {
+    let text = read("docs/configuration.md");
+    let table = text.split("### Expressions").nth(1).and_then(|t| t.split("### Errors").next()).expect("the section");
+    for attribute in attributes::TABLE {
+        let name = format!("`{}.{}", attribute.group, attribute.field);
+        let end = if attribute.item.is_map() { "['" } else { "`" };
+        assert!(table.contains(&format!("{name}{end}")), "{name} is not documented");
+    }
 }
 
 #[test]
