@@ -34,6 +34,7 @@ pub mod parse;
 pub mod plugins;
 pub mod reading;
 mod scrape;
+pub mod thread;
 pub mod tls;
 
 pub use mapping::{EngineMapping, MetricSpec, Plan};

@@ -14,6 +14,7 @@
 
 pub mod state;
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -106,7 +107,7 @@ impl Pool {
     }
 
     /// Publishes gathered samples for as long as it is polled; a critical task of the process.
-    pub async fn publish_samples(&self) {
+    pub async fn publish_samples(&self) -> Infallible {
         loop {
             self.dirty.notified().await;
             tokio::time::sleep(PUBLISH_EVERY).await;
