@@ -29,6 +29,7 @@ use crate::lifecycle::clock::Clock;
 use crate::scheduling::plugin::Metric;
 
 mod endpoint;
+mod http1;
 pub mod mapping;
 pub mod parse;
 pub mod plugins;
@@ -187,6 +188,7 @@ struct Collector {
     plans: Vec<Arc<Plan>>,
     sink: Arc<dyn SampleSink>,
     clock: Arc<dyn Clock>,
+    buffer: scrape::Buffer,
     tasks: JoinSet<()>,
     running: HashMap<Slot, Running>,
 }
@@ -210,7 +212,16 @@ pub async fn run(
     }
     let tls = tls::load(&settings)?;
     tokio::pin!(stop);
-    let mut collector = Collector { settings, tls, plans, sink, clock, tasks: JoinSet::new(), running: HashMap::new() };
+    let mut collector = Collector {
+        settings,
+        tls,
+        plans,
+        sink,
+        clock,
+        buffer: scrape::Buffer::default(),
+        tasks: JoinSet::new(),
+        running: HashMap::new(),
+    };
     let mut discovery = true;
     // A defect that shows on every page must not spin.
     let restart = collector.settings.interval.saturating_mul(20).min(endpoint::MAX_PAUSE);
@@ -279,6 +290,7 @@ impl Collector {
                 Arc::clone(plan),
                 target,
                 settings.interval,
+                self.buffer.clone(),
                 Arc::clone(&self.sink),
                 Arc::clone(&self.clock),
             );

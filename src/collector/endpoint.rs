@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::mapping::Plan;
 use super::reading::Reading;
-use super::scrape::{Target, Wire};
+use super::scrape::{Buffer, Target, Wire};
 use super::{PollError, SampleSink};
 use crate::domain::{Endpoint, LoadDetail, LoadSample};
 use crate::lifecycle::clock::Clock;
@@ -93,6 +93,7 @@ impl Poller {
         plan: Arc<Plan>,
         target: Target,
         interval: Duration,
+        buffer: Buffer,
         sink: Arc<dyn SampleSink>,
         clock: Arc<dyn Clock>,
     ) -> Self {
@@ -104,7 +105,7 @@ impl Poller {
             sink,
             clock,
             rng: fastrand::Rng::new(),
-            wire: Wire::default(),
+            wire: Wire::new(buffer),
             reading: Reading::default(),
             pages: Pages::default(),
             detail: Arc::default(),
