@@ -25,7 +25,7 @@ pub mod usage;
 pub use decision::{Decision, ProfileResult, Ranked, Rejection, RejectionReason};
 pub use endpoint::{Endpoint, EndpointSpec, Roles};
 pub use headers::Headers;
-pub use load::{Freshness, LoadDetail, LoadSample, LoadTable};
+pub use load::{AdapterId, Freshness, LoadDetail, LoadSample, LoadTable, LoraState};
 pub use outcome::Outcome;
 pub use prompt::{Prompt, Segment};
 pub use request::InferenceRequest;

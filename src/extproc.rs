@@ -19,6 +19,7 @@
 mod body;
 mod convert;
 pub mod exchange;
+mod grpc;
 pub mod listener;
 mod live;
 pub mod machine;
@@ -27,8 +28,9 @@ mod service;
 mod stream;
 mod subset;
 pub mod tls;
+pub mod workers;
 
 pub use exchange::{CompleteRequest, Exchange, Exchanges, Route, SetHeader};
 pub use respond::{DESTINATION, DROPPED_REASON, SCORES};
-pub use service::{CONTROL_HEADERS, ExtProc, ExtProcServer, SERVICE_NAME, Settings};
+pub use service::{Answers, CONTROL_HEADERS, ExtProc, ExtProcServer, SERVICE_NAME, Settings};
 pub use subset::{SubsetEntry, SubsetHint};

@@ -2,7 +2,9 @@
 //!
 //! Reading order: [`plugin`] (the traits and the plugin table), [`params`] (strict parameters),
 //! [`profile`] (one cycle over dense arrays), [`scheduler`] (which profiles run, in what order),
-//! [`per_topology`] (what a plugin works out once per endpoint set), then the tables [`handlers`], [`filters`], [`scorers`] and [`pickers`], one file per plugin.
+//! [`per_topology`] (what a plugin works out once per endpoint set), then the tables [`handlers`],
+//! [`filters`], [`scorers`] and [`pickers`], one file per plugin; [`session_affinity`] is what two of
+//! them share.
 //!
 //! Invariants: no I/O, no clock, no global random numbers (`tests/architecture.rs`). Deciding changes
 //! nothing, so a decision can be repeated, explained, replayed and benchmarked; what a plugin
@@ -19,6 +21,7 @@ pub mod plugin;
 pub mod profile;
 pub mod scheduler;
 pub mod scorers;
+pub mod session_affinity;
 
 /// The walk-through for contributors, compiled as a doctest so that it cannot rot.
 #[cfg(doctest)]

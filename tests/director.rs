@@ -37,6 +37,19 @@ schedulingProfiles:
   - pluginRef: random-picker
 ";
 
+const COLD_TURNS: &str = "
+plugins:
+- type: approx-prefix-cache-producer
+  parameters: {autoTune: false, blockSizeTokens: 4}
+- type: no-hit-lru-scorer
+- type: max-score-picker
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: no-hit-lru-scorer
+  - pluginRef: max-score-picker
+";
+
 fn spec(i: u8, role: &str) -> EndpointSpec {
     EndpointSpec {
         name: format!("pod-{i}"),
@@ -49,7 +62,8 @@ fn spec(i: u8, role: &str) -> EndpointSpec {
 
 fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool>) {
     let text = format!("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n{document}");
-    let config = resolve("test.yaml", Some(text.as_bytes()), Settings::default(), &Tables::standard(), Purpose::Check)
+    let settings = Settings { allow_experimental: true, ..Settings::default() };
+    let config = resolve("test.yaml", Some(text.as_bytes()), settings, &Tables::standard(), Purpose::Check)
         .unwrap_or_else(|e| panic!("{e}"));
     let clock = Arc::new(SystemClock::new());
     let pool = Arc::new(Pool::new(PoolIdentity::default(), Duration::from_secs(2), clock.clone(), Box::new(|_| {})));
@@ -81,9 +95,13 @@ fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool
 }
 
 fn completion() -> CompleteRequest {
+    prompt("say something")
+}
+
+fn prompt(text: &str) -> CompleteRequest {
     let headers =
         Headers::from([(":method", "POST"), (":path", "/v1/completions"), ("content-type", "application/json")]);
-    let body = Bytes::from_static(br#"{"model":"m","prompt":"say something"}"#);
+    let body = Bytes::from(format!(r#"{{"model":"m","prompt":"{text}"}}"#));
     CompleteRequest { headers, body, has_body: true, subset: None }
 }
 
@@ -124,6 +142,49 @@ fn a_burst_from_many_threads_spreads_evenly_and_is_given_back() {
     assert_eq!(in_flight(&pool), vec![0; 8]);
     let tokens: u64 = pool.snapshot().topology.endpoints().map(|e| e.in_flight.tokens()).sum();
     assert_eq!(tokens, 0);
+}
+
+#[test]
+fn cold_prompts_take_turns_and_known_ones_take_none() {
+    let (directed, _) = director(COLD_TURNS, (1..=4).map(|i| spec(i, "decode")).collect());
+    let send = |text: &str| directed.open().decide(prompt(text)).expect("routed").destination.to_string();
+    let topic = |i: usize| format!("{i}: a beginning that no other prompt has");
+    let mut first_round: Vec<String> = (0..4).map(|i| send(&topic(i))).collect();
+    let order = first_round.clone();
+    first_round.sort();
+    first_round.dedup();
+    assert_eq!(first_round.len(), 4, "each endpoint once: {order:?}");
+    for _ in 0..20 {
+        send(&topic(0));
+    }
+    let second_round: Vec<String> = (4..8).map(|i| send(&topic(i))).collect();
+    assert_eq!(second_round, order, "in the same order, whatever was sent in between");
+}
+
+#[test]
+fn a_limit_on_requests_in_flight_refuses_or_gives_way() {
+    let document = |fallback: bool| {
+        format!(
+            "plugins:\n- type: utilization-filter\n  parameters:\n    conditions:\n    \
+             - {{metric: active-requests, maxValue: 1}}\n    fallbackOnEmpty: {fallback}\n\
+             schedulingProfiles:\n- name: default\n  plugins:\n  - pluginRef: utilization-filter\n"
+        )
+    };
+    for fallback in [false, true] {
+        let (directed, pool) = director(&document(fallback), (1..=3).map(|i| spec(i, "decode")).collect());
+        let mut open: Vec<_> = (0..6)
+            .map(|_| {
+                let mut exchange = directed.open();
+                exchange.decide(completion()).expect("routed");
+                exchange
+            })
+            .collect();
+        assert_eq!(in_flight(&pool), [2, 2, 2], "at one it may take one more, at two no more");
+        let seventh = directed.open().decide(completion());
+        assert_eq!(seventh.is_ok(), fallback, "{seventh:?}");
+        drop(open.pop());
+        assert!(directed.open().decide(completion()).is_ok(), "one has room again");
+    }
 }
 
 #[test]

@@ -8,11 +8,10 @@ use std::{env, fs};
 
 use pointsman::collector::plugins::{CustomMetric, EngineConfig};
 use pointsman::config::Tables;
-use pointsman::scheduling::filters::label_selector;
+use pointsman::scheduling::filters::{label_selector, utilization};
 use pointsman::scheduling::params::{ParamSpec, Params};
 use pointsman::scheduling::plugin::{About, Stability};
-use pointsman::scheduling::scorers::session_affinity;
-use pointsman::scheduling::{filters, handlers, pickers, scorers};
+use pointsman::scheduling::{filters, handlers, pickers, scorers, session_affinity};
 use pointsman::signals;
 
 const HOW: &str = "UPDATE_DOCS=1 cargo test --test plugin_reference";
@@ -63,7 +62,8 @@ fn nested(kind: &str) -> Vec<(&'static str, &'static [ParamSpec])> {
         "core-metrics-extractor" => {
             vec![("engineConfigs", EngineConfig::SPEC), ("customMetrics", CustomMetric::SPEC)]
         }
-        "session-affinity-scorer" => vec![("sources", session_affinity::Source::SPEC)],
+        "session-affinity-scorer" | "session-affinity-filter" => vec![("sources", session_affinity::Source::SPEC)],
+        "utilization-filter" => vec![("conditions", utilization::Condition::SPEC)],
         "label-selector-filter" => vec![("matchExpressions", label_selector::Expression::SPEC)],
         _ => Vec::new(),
     }

@@ -88,6 +88,18 @@ impl Pool {
         }
     }
 
+    /// What plugins read.
+    #[allow(dead_code, reason = "the benchmark runs whole decisions only")]
+    pub fn cycle(&self) -> Cycle<'_> {
+        Cycle { request: &self.request, snapshot: &self.snapshot, signals: &self.signals, now: NOW }
+    }
+
+    /// The endpoints.
+    #[allow(dead_code, reason = "the benchmark runs whole decisions only")]
+    pub fn slots(&self) -> &[Slot] {
+        &self.base
+    }
+
     /// What one worker thread keeps between decisions.
     pub fn worker(&self) -> Worker<'_> {
         Worker { pool: self, rng: fastrand::Rng::with_seed(2), scratch: Scratch::default() }

@@ -56,8 +56,10 @@ fuzz_target!(|data: &[u8]| {
         let detail = &sample.detail;
         assert!(detail.attributes.values().all(|value| value.is_finite()));
         assert!(detail.block_size != Some(0) && detail.num_blocks != Some(0), "zero is no geometry");
-        for adapters in detail.lora.iter().flat_map(|lora| [&lora.running, &lora.waiting]) {
-            assert!(adapters.len() <= 1024 && adapters.iter().all(|adapter| !adapter.is_empty()));
+        if let Some(lora) = &detail.lora {
+            let lists = [&lora.running, &lora.waiting];
+            assert!(lists.iter().all(|list| list.len() <= 1024 && list.is_sorted()));
+            assert!(lists.iter().all(|list| list.len() <= lora.named as usize) && lora.named <= 2048);
         }
         // Byte by byte only where that is quick.
         let least = if page.len() <= 512 { 1 } else { 13 };

@@ -23,6 +23,7 @@ use crate::domain::node::{Problem, Problems};
 use crate::domain::{Endpoint, EndpointSpec, LoadSample, Slot};
 use crate::extproc::listener::{self, Limits};
 use crate::extproc::tls::{CertificateHolder, MinVersion, TlsSettings, server_config};
+use crate::extproc::workers::Workers;
 use crate::extproc::{self, CONTROL_HEADERS, ExtProc, ExtProcServer};
 use crate::lifecycle::clock::Clock;
 use crate::lifecycle::drain::{self, DrainWatcher};
@@ -41,6 +42,7 @@ use super::{Addresses, App, Environment, Listeners, Unusable, files};
 /// What `run` hands to tasks.
 pub(super) struct Parts {
     ext_proc: ExtProcServer<Directed>,
+    workers: Workers,
     health: HealthService,
     admin: Arc<AdminState>,
     tls: Option<Arc<ServerConfig>>,
@@ -126,9 +128,12 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let health = HealthService::new(readiness.clone());
     let admin = Arc::new(admin_state(&config, &metrics, &readiness, &director));
     let collector = collection(&config, &pool, &metrics)?;
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = settings.limits.worker_threads.unwrap_or_else(cores);
     let (drain_time, grace) = (settings.intervals.drain, environment.grace);
     let parts = Parts {
         ext_proc: ext_proc.into_server(),
+        workers: Workers::start(threads).context("cannot start the threads of the ext_proc port")?,
         health,
         admin,
         tls,
@@ -165,7 +170,8 @@ impl Parts {
         drain: &DrainWatcher,
     ) -> oneshot::Receiver<Infallible> {
         let services = Services { ext_proc: self.ext_proc, health: self.health.clone() };
-        let ext_proc = listener::serve(listeners.grpc, self.tls, Limits::default(), services, drain.clone());
+        let ext_proc =
+            listener::serve(listeners.grpc, self.tls, Limits::default(), self.workers, services, drain.clone());
         let (open, closed) = oneshot::channel();
         spawner.critical("ext_proc listener", async move {
             ext_proc.await;

@@ -1,16 +1,20 @@
 //! What the ext_proc port answers: ext_proc and, with the real readiness, gRPC health.
 
 use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http::{Request, Response};
+use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use tonic::body::Body;
+use tonic::Status;
 use tower_service::Service;
 
 use crate::admin::health::HealthService;
 use crate::director::Directed;
 use crate::extproc::listener::Serve;
-use crate::extproc::{ExtProcServer, SERVICE_NAME};
+use crate::extproc::{Answers, ExtProcServer, SERVICE_NAME};
 
 /// The services of the port, by path.
 #[derive(Clone)]
@@ -21,23 +25,54 @@ pub struct Services {
     pub health: HealthService,
 }
 
+/// The answers of both services.
+pub enum Answer {
+    /// ext_proc.
+    ExtProc(Answers<Directed, Incoming>),
+    /// Health, and refusals.
+    Other(tonic::body::Body),
+}
+
+impl Body for Answer {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match self.get_mut() {
+            Self::ExtProc(answers) => Pin::new(answers).poll_frame(cx),
+            Self::Other(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::ExtProc(answers) => answers.is_end_stream(),
+            Self::Other(body) => body.is_end_stream(),
+        }
+    }
+}
+
 impl Serve for Services {
-    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + Send {
-        let mut this = self.clone();
+    type Body = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Answer>> + Send {
+        let service = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or("");
+        let answered = match service {
+            SERVICE_NAME => Ok(self.ext_proc.answer(request).map(Answer::ExtProc)),
+            "grpc.health.v1.Health" => Err(self.health.clone().call(request)),
+            _ => {
+                let known = "this port serves envoy.service.ext_proc.v3.ExternalProcessor and grpc.health.v1.Health";
+                Ok(Status::unimplemented(known).into_http().map(Answer::Other))
+            }
+        };
         async move {
-            let service = request.uri().path().trim_start_matches('/').split('/').next().unwrap_or("");
-            // tonic's generated services are always ready and answer every error with a status.
-            let answered = match service {
-                SERVICE_NAME => this.ext_proc.call(request).await,
-                "grpc.health.v1.Health" => this.health.call(request).await,
-                _ => Ok(tonic::Status::unimplemented(
-                    "this port serves envoy.service.ext_proc.v3.ExternalProcessor and grpc.health.v1.Health",
-                )
-                .into_http()),
-            };
             match answered {
                 Ok(response) => response,
-                Err(never) => match never {},
+                // tonic's generated services answer every error with a status.
+                Err(health) => match health.await {
+                    Ok(response) => response.map(Answer::Other),
+                    Err(never) => match never {},
+                },
             }
         }
     }

@@ -76,11 +76,10 @@ fn log_options(logging: &Logging) -> anyhow::Result<LogOptions> {
 }
 
 fn serve(config: Config, clock: Arc<dyn Clock>, logs: log::LogHandle) -> anyhow::Result<()> {
+    // Everything but the ext_proc connections, which have threads of their own.
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.enable_all().thread_name("pointsman");
-    if let Some(threads) = config.settings.limits.worker_threads {
-        builder.worker_threads(threads);
-    }
+    builder.enable_all().thread_name("background").worker_threads((cores / 4).clamp(1, 4));
     builder.build().context("cannot start the runtime")?.block_on(async {
         let mut shutdown = Shutdown::install().context("cannot listen for signals")?;
         let environment = Environment { grace: config.settings.intervals.grace, ..Environment::default() };

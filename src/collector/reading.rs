@@ -8,11 +8,7 @@ use std::sync::Arc;
 
 use super::mapping::{Fold, Plan, Quantity, Target};
 use super::parse::{Labels, Scanner, Visit};
-use crate::domain::load::LoraState;
-use crate::domain::{LoadDetail, LoadSample, Timestamp};
-
-/// Most adapters of one list that are kept.
-const MAX_ADAPTERS: usize = 1024;
+use crate::domain::{LoadDetail, LoadSample, LoraState, Timestamp};
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Tally {
@@ -35,6 +31,8 @@ struct Lora {
     running: String,
     waiting: String,
     max: u32,
+    /// The newest state of the page, once the page has ended.
+    state: LoraState,
 }
 
 #[derive(Debug, Default)]
@@ -68,8 +66,12 @@ impl Reading {
         self.scanner.feed(&plan.names, chunk, &mut Visitor { plan, values: &mut self.values });
     }
 
-    /// Ends the page; whether it was cut off inside a line.
+    /// Ends the page, before [`sample`](Self::sample); whether it was cut off inside a line.
     pub fn finish(&mut self) -> bool {
+        let lora = &mut self.values.lora;
+        if lora.at.is_some() {
+            lora.state.set(adapters(&lora.running), adapters(&lora.waiting), lora.max);
+        }
         self.scanner.finish()
     }
 
@@ -131,36 +133,22 @@ impl Reading {
         let attributes = || plan.attributes.iter().filter_map(|(key, q)| self.value(Some(q)).map(|value| (key, value)));
         let same = previous.block_size == block_size
             && previous.num_blocks == num_blocks
-            && self.same_lora(previous.lora.as_ref())
+            && self.lora() == previous.lora.as_ref()
             && attributes().eq(previous.attributes.iter().map(|(k, v)| (k, *v)));
         if same {
             return Arc::clone(previous);
         }
-        let lora = self.values.lora.at.map(|_| LoraState {
-            running: adapters(&self.values.lora.running).map(Into::into).collect(),
-            waiting: adapters(&self.values.lora.waiting).map(Into::into).collect(),
-            max: self.values.lora.max,
-        });
         let attributes = attributes().map(|(key, value)| (key.clone(), value)).collect();
-        Arc::new(LoadDetail { block_size, num_blocks, lora, attributes })
+        Arc::new(LoadDetail { block_size, num_blocks, lora: self.lora().cloned(), attributes })
     }
 
-    fn same_lora(&self, before: Option<&LoraState>) -> bool {
-        let now = &self.values.lora;
-        match before {
-            None => now.at.is_none(),
-            Some(before) => {
-                now.at.is_some()
-                    && before.max == now.max
-                    && adapters(&now.running).eq(before.running.iter().map(AsRef::as_ref))
-                    && adapters(&now.waiting).eq(before.waiting.iter().map(AsRef::as_ref))
-            }
-        }
+    fn lora(&self) -> Option<&LoraState> {
+        self.values.lora.at.map(|_| &self.values.lora.state)
     }
 }
 
 fn adapters(list: &str) -> impl Iterator<Item = &str> {
-    list.split(',').map(str::trim).filter(|name| !name.is_empty()).take(MAX_ADAPTERS)
+    list.split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
 struct Visitor<'a> {

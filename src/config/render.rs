@@ -121,7 +121,6 @@ fn describe(need: &Need) -> String {
     match need {
         Need::Prompts => "prompts of the request body".into(),
         Need::Usage => "token counts of the answer".into(),
-        Need::FirstToken => "time of the first token".into(),
         Need::Metric(Metric::Waiting) => "metric: waiting requests".into(),
         Need::Metric(Metric::Running) => "metric: running requests".into(),
         Need::Metric(Metric::KvUsage) => "metric: KV cache usage".into(),

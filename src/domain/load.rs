@@ -4,8 +4,12 @@
 //! Samples live in columns by slot, so that a scorer reads one dense array.
 
 use std::collections::BTreeMap;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
+
+use foldhash::quality::FixedState;
+use smallvec::SmallVec;
 
 use super::{Slot, Timestamp};
 
@@ -37,15 +41,72 @@ pub struct LoadDetail {
     pub attributes: BTreeMap<Box<str>, f64>,
 }
 
-/// LoRA adapters of an endpoint.
+/// A LoRA adapter, by a 64-bit hash of its name.
+///
+/// Adapters are only ever compared, once per endpoint and decision, so their names are not kept. Two
+/// of a million names collide with a probability of 3e-8. The hash has no secret: a client that makes
+/// up a model name that collides gets the affinity of another adapter for a request that every engine
+/// refuses, and nothing else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct AdapterId(u64);
+
+impl AdapterId {
+    /// The adapter called `name`.
+    pub fn of(name: &str) -> Self {
+        Self(FixedState::default().hash_one(name))
+    }
+}
+
+/// LoRA adapters of an endpoint, as it last named them. The lists are ascending and without repeats.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LoraState {
-    /// Adapters that run now.
-    pub running: Vec<Box<str>>,
-    /// Adapters that wait.
-    pub waiting: Vec<Box<str>>,
-    /// How many can be resident.
+    /// Adapters named as running. In vLLM's V1 engine both lists name every adapter that has a request
+    /// of either kind (`llm-d-router.md` 3.4, LoRA caveat), so this one may be longer than `max`.
+    pub running: SmallVec<[AdapterId; 4]>,
+    /// Adapters named as waiting.
+    pub waiting: SmallVec<[AdapterId; 4]>,
+    /// Adapters that either list names.
+    pub named: u32,
+    /// How many can be resident; 0 if the endpoint does not say.
     pub max: u32,
+}
+
+impl LoraState {
+    /// Adapters of one list that are kept; the rest counts as not named.
+    pub const MAX_ADAPTERS: usize = 1024;
+
+    /// Replaces the state by these names; keeps the buffers.
+    pub fn set<'n>(
+        &mut self,
+        running: impl Iterator<Item = &'n str>,
+        waiting: impl Iterator<Item = &'n str>,
+        max: u32,
+    ) {
+        fill(&mut self.running, running);
+        fill(&mut self.waiting, waiting);
+        let only_waiting = self.waiting.iter().filter(|id| !self.runs(**id)).count();
+        self.named = (self.running.len() + only_waiting) as u32;
+        self.max = max;
+    }
+
+    /// Whether `adapter` is named as running.
+    #[inline]
+    pub fn runs(&self, adapter: AdapterId) -> bool {
+        self.running.binary_search(&adapter).is_ok()
+    }
+
+    /// Whether `adapter` is named as waiting.
+    #[inline]
+    pub fn waits(&self, adapter: AdapterId) -> bool {
+        self.waiting.binary_search(&adapter).is_ok()
+    }
+}
+
+fn fill<'n>(list: &mut SmallVec<[AdapterId; 4]>, names: impl Iterator<Item = &'n str>) {
+    list.clear();
+    list.extend(names.take(LoraState::MAX_ADAPTERS).map(AdapterId::of));
+    list.sort_unstable();
+    list.dedup();
 }
 
 /// How far a sample can be trusted.
@@ -169,6 +230,28 @@ fn read(column: &[f32], slot: Slot) -> Option<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn adapters_are_counted_once_and_up_to_the_bound() {
+        let mut state = LoraState::default();
+        state.set(["b", "a", "b"].into_iter(), ["c", "a"].into_iter(), 2);
+        assert_eq!((state.running.len(), state.waiting.len(), state.named, state.max), (2, 2, 3, 2));
+        let (a, c) = (AdapterId::of("a"), AdapterId::of("c"));
+        assert_eq!((state.runs(a), state.waits(a), state.runs(c), state.waits(c)), (true, true, false, true));
+        assert!(!state.runs(AdapterId::of("")) && !state.waits(AdapterId::of("A")));
+        let other = |names: &[&'static str]| {
+            let mut other = state.clone();
+            other.set(names.iter().copied(), ["a", "c"].into_iter(), 2);
+            other
+        };
+        assert_eq!(other(&["a", "b"]), state, "order says nothing");
+        assert_ne!(other(&["a", "d"]), state);
+        let names: Vec<String> = (0..2_000).map(|i| format!("adapter-{i}")).collect();
+        state.set(names.iter().map(String::as_str), names.iter().map(String::as_str), 8);
+        assert_eq!((state.running.len(), state.named as usize), (LoraState::MAX_ADAPTERS, LoraState::MAX_ADAPTERS));
+        state.set(std::iter::empty(), std::iter::empty(), 0);
+        assert_eq!(state, LoraState::default());
+    }
 
     #[test]
     fn missing_and_stale_are_told_apart() {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Request, Response};
+use http_body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -20,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use super::workers::Workers;
 use crate::lifecycle::drain::{DrainWatcher, Step};
 
 /// What a connection gets to close its streams once the drain forces them.
@@ -54,16 +56,20 @@ impl Default for Limits {
 
 /// A service that every connection clones.
 pub trait Serve: Clone + Send + Sync + 'static {
+    /// The body of an answer.
+    type Body: Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Send + 'static;
+
     /// Answers one request. Errors are answers with a gRPC status.
-    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<tonic::body::Body>> + Send;
+    fn call(&self, request: Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send;
 }
 
-/// Accepts until the drain refuses, then tells every connection to go away and waits until they have
+/// Accepts until the drain refuses and has `workers` serve the connections, then tells every connection to go away and waits until they have
 /// ended; once the drain forces, they are closed.
 pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
     limits: Limits,
+    workers: Workers,
     service: impl Serve,
     drain: DrainWatcher,
 ) {
@@ -90,7 +96,7 @@ pub async fn serve(
             }
         };
         let (tls, service, drain, ended) = (tls.clone(), service.clone(), drain.clone(), ended.clone());
-        tokio::spawn(async move {
+        workers.run(stream, move |stream| async move {
             connection(stream, tls, limits, service, drain).await;
             drop((permit, ended));
         });

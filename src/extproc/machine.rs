@@ -143,6 +143,7 @@ impl Machine {
         match message.part {
             Part::RequestHeaders { headers, end } => self.request_headers(headers, end, out),
             Part::RequestBody { chunk, end } => self.request_body(chunk, end, out),
+            Part::RequestBodyPart { chunk } => self.request_body_part(chunk, out),
             Part::RequestTrailers => self.request_trailers(out),
             Part::ResponseHeaders { headers, served, end } => self.response_headers(headers, served, end, out),
             Part::ResponseBody { chunk, end } => self.response_body(chunk, end, out),
@@ -167,18 +168,9 @@ impl Machine {
 
     fn request_body(&mut self, chunk: Bytes, end: bool, out: &mut Actions) {
         let buffered = self.modes.request == BodyMode::Buffered;
-        match &mut self.request {
-            Request::Collecting { body, .. } => {
-                if body.len().saturating_add(chunk.len()) > self.rules.max_request_body {
-                    let limit = self.rules.max_request_body as u64;
-                    return self.refuse(
-                        Rejection::TooLarge { limit, setting: "--max-request-body" },
-                        Outcome::Rejected,
-                        out,
-                    );
-                }
-                body.push(chunk);
-                if end || buffered {
+        match &self.request {
+            Request::Collecting { .. } => {
+                if self.collect(chunk, out) && (end || buffered) {
                     let ending = if buffered { Ending::Buffered } else { Ending::Body };
                     self.complete_collected(ending, out);
                 }
@@ -193,6 +185,25 @@ impl Machine {
             Request::Done { .. } if end => {}
             _ => self.violation("a request body came at the wrong time (request_header_mode must be SEND)", out),
         }
+    }
+
+    /// Nothing is owed for it yet, so in any other state the end of the message decides.
+    fn request_body_part(&mut self, chunk: Bytes, out: &mut Actions) {
+        if matches!(self.request, Request::Collecting { .. }) {
+            self.collect(chunk, out);
+        }
+    }
+
+    /// Keeps a chunk, or refuses a body that is too large.
+    fn collect(&mut self, chunk: Bytes, out: &mut Actions) -> bool {
+        let Request::Collecting { body, .. } = &mut self.request else { return false };
+        if body.len().saturating_add(chunk.len()) <= self.rules.max_request_body {
+            body.push(chunk);
+            return true;
+        }
+        let limit = self.rules.max_request_body as u64;
+        self.refuse(Rejection::TooLarge { limit, setting: "--max-request-body" }, Outcome::Rejected, out);
+        false
     }
 
     fn request_trailers(&mut self, out: &mut Actions) {

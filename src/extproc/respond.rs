@@ -6,7 +6,9 @@
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint};
 
 use super::convert::NAMESPACE;
 use super::exchange::SetHeader;
@@ -37,8 +39,71 @@ const CONTENT_LENGTH: &str = "content-length";
 /// Longest text of a refusal, in bytes; it may quote the request.
 const MAX_TEXT: usize = 4096;
 
+/// Pieces of a body up to this size are copied behind their message's head; larger ones go as they are. A DATA
+/// frame of their own costs more than the copy of a few hundred bytes.
+const MAX_COPIED: usize = 1024;
+
+/// Where a piece of a body lies in its `BodyResponse`: `response.body_mutation.streamed_response`.
+const WAY_TO_BODY: [u32; 3] = [1, 3, 3];
+/// Fields of `StreamedBodyResponse`.
+const BODY: u32 = 1;
+const END_OF_STREAM: [u8; 2] = [2 << 3, 1];
+
+/// Appends a reply as a gRPC message to `out`. A large piece of a body is not copied: it is returned and must
+/// follow what is in `out` directly.
+pub fn write(reply: Reply, out: &mut BytesMut) -> Option<Bytes> {
+    let (field, piece, end) = match reply {
+        Reply::RequestBody { piece, end } => (3, piece, end),
+        Reply::ResponseBody { piece, end } => (4, piece, end),
+        other => {
+            let message = response(other);
+            let length = message.encoded_len();
+            out.reserve(5 + length);
+            prefix(length, out);
+            message.encode_raw(out);
+            return None;
+        }
+    };
+    // Fields may come in any order: with the body last its bytes need not be moved.
+    let mut lengths = [0; WAY_TO_BODY.len() + 1];
+    let mut length = if end { END_OF_STREAM.len() } else { 0 };
+    if !piece.is_empty() {
+        length += 1 + encoded_len_varint(piece.len() as u64) + piece.len();
+    }
+    for place in lengths.iter_mut().rev() {
+        *place = length;
+        length += 1 + encoded_len_varint(length as u64);
+    }
+    let copied = piece.len() <= MAX_COPIED;
+    out.reserve(5 + length - if copied { 0 } else { piece.len() });
+    prefix(length, out);
+    for (field, length) in std::iter::once(field).chain(WAY_TO_BODY).zip(lengths) {
+        encode_key(field, WireType::LengthDelimited, out);
+        encode_varint(length as u64, out);
+    }
+    if end {
+        out.put_slice(&END_OF_STREAM);
+    }
+    if piece.is_empty() {
+        return None;
+    }
+    encode_key(BODY, WireType::LengthDelimited, out);
+    encode_varint(piece.len() as u64, out);
+    if !copied {
+        return Some(piece);
+    }
+    out.put_slice(&piece);
+    None
+}
+
+/// What stands before each gRPC message: not compressed, so long. Our messages are smaller than 4 GiB.
+fn prefix(length: usize, out: &mut BytesMut) {
+    out.put_u8(0);
+    out.put_u32(length as u32);
+}
+
 /// The message for a reply.
-pub fn response(reply: Reply) -> ProcessingResponse {
+fn response(reply: Reply) -> ProcessingResponse {
     let mut dynamic_metadata = None;
     let response = match reply {
         Reply::RequestHeadersPass => Response::RequestHeaders(HeadersResponse { response: Some(common()) }),

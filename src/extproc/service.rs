@@ -1,21 +1,26 @@
 //! The gRPC service `envoy.service.ext_proc.v3.ExternalProcessor`: one call per HTTP request.
 
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use tonic::codec::CompressionEncoding;
-use tonic::{Request, Response, Status, Streaming};
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body::{Body, Frame};
+use tonic::Status;
+use tower_service::Service;
 
 use super::exchange::Exchanges;
 use super::machine::Rules;
 use super::stream::ExchangeStream;
 use crate::lifecycle::drain::DrainWatcher;
-use crate::pb::envoy::service::ext_proc::v3::ProcessingRequest;
-use crate::pb::envoy::service::ext_proc::v3::external_processor_server::{ExternalProcessor, ExternalProcessorServer};
 
 /// Name of the service, also asked for in health checks.
 pub const SERVICE_NAME: &str = "envoy.service.ext_proc.v3.ExternalProcessor";
+const PATH: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
 
 /// Request headers that are for the picker and are removed on the way to the model server (protocol 4.3,
 /// The destination is not among them because it is overwritten.
@@ -75,9 +80,6 @@ pub(super) struct Shared<E> {
     pub(super) drain: DrainWatcher,
 }
 
-/// The service as a gRPC router or an HTTP/2 connection takes it.
-pub type ExtProcServer<E> = ExternalProcessorServer<ExtProc<E>>;
-
 /// The service; clones share everything.
 pub struct ExtProc<E> {
     shared: Arc<Shared<E>>,
@@ -108,23 +110,98 @@ impl<E: Exchanges> ExtProc<E> {
         self.shared.open.load(Ordering::Relaxed)
     }
 
-    /// The service for a gRPC router or an HTTP/2 connection, with its message limit and gzip set.
+    /// The service for an HTTP/2 connection.
     pub fn into_server(self) -> ExtProcServer<E> {
-        let max_message = self.shared.settings.max_message;
-        ExternalProcessorServer::new(self)
-            .max_decoding_message_size(max_message)
-            .accept_compressed(CompressionEncoding::Gzip)
+        ExtProcServer { shared: self.shared }
     }
 }
 
-#[tonic::async_trait]
-impl<E: Exchanges> ExternalProcessor for ExtProc<E> {
-    type ProcessStream = ExchangeStream<E, Streaming<ProcessingRequest>>;
+/// The service as an HTTP/2 connection takes it: its one method, gRPC's rules about requests, and gzip.
+pub struct ExtProcServer<E> {
+    shared: Arc<Shared<E>>,
+}
 
-    async fn process(
-        &self,
-        request: Request<Streaming<ProcessingRequest>>,
-    ) -> Result<Response<Self::ProcessStream>, Status> {
-        Ok(Response::new(ExchangeStream::new(self.shared.clone(), request.into_inner())))
+impl<E> Clone for ExtProcServer<E> {
+    fn clone(&self) -> Self {
+        Self { shared: self.shared.clone() }
     }
+}
+
+impl<E: Exchanges> ExtProcServer<E> {
+    /// Opens the stream of a call, or refuses a call that is none.
+    pub fn answer<B>(&self, request: Request<B>) -> Response<Answers<E, B>> {
+        let gzip = match accepted(&request) {
+            Ok(gzip) => gzip,
+            Err(refusal) => return refusal.map(|()| Answers(None)),
+        };
+        let stream = ExchangeStream::new(self.shared.clone(), request.into_body(), gzip);
+        grpc(Answers(Some(Box::new(stream))))
+    }
+}
+
+impl<E: Exchanges, B> Service<Request<B>> for ExtProcServer<E> {
+    type Response = Response<Answers<E, B>>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        ready(Ok(self.answer(request)))
+    }
+}
+
+/// The body of an answer: the messages of a stream, boxed once because connections move it about.
+pub struct Answers<E: Exchanges, B>(Option<Box<ExchangeStream<E, B>>>);
+
+impl<E: Exchanges, B> Body for Answers<E, B>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        match &mut self.0 {
+            Some(stream) => stream.poll_frame(cx).map(|frame| frame.map(Ok)),
+            None => Poll::Ready(None),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+/// Whether a call may use gzip, or its refusal (gRPC over HTTP/2: 415 for what is no gRPC, else a status).
+fn accepted<B>(request: &Request<B>) -> Result<bool, Response<()>> {
+    let text = |name| request.headers().get(name).map_or(&b""[..], HeaderValue::as_bytes);
+    let is_grpc = text(header::CONTENT_TYPE.as_str()).to_ascii_lowercase().starts_with(b"application/grpc");
+    if request.method() != Method::POST || !is_grpc {
+        let mut refusal = Response::new(());
+        *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+        return Err(refusal);
+    }
+    if request.uri().path() != PATH {
+        let known = format!("this service has one method, {PATH}");
+        return Err(Status::unimplemented(known).into_http());
+    }
+    match text("grpc-encoding") {
+        b"" | b"identity" => Ok(false),
+        b"gzip" => Ok(true),
+        _ => {
+            let status = Status::unimplemented("grpc-encoding must be gzip or identity");
+            let mut refusal: Response<()> = status.into_http();
+            refusal.headers_mut().insert("grpc-accept-encoding", HeaderValue::from_static("gzip,identity"));
+            Err(refusal)
+        }
+    }
+}
+
+fn grpc<T>(body: T) -> Response<T> {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
 }

@@ -1,4 +1,5 @@
-//! The response stream of one ext_proc call: it polls the inbound messages itself and answers inline.
+//! The two directions of one ext_proc call: the body of our HTTP/2 answer, which reads the body of the request as
+//! it is polled and answers inline.
 //!
 //! No task is spawned and no channel is used per stream (measured: 15 to 20 % less CPU at small bodies). A
 //! cancel is a drop: the HTTP/2 server drops the stream when the peer resets it, and `Drop` ends the exchange.
@@ -7,38 +8,47 @@
 //! Panics of our code are caught per step and become an immediate 500; other streams do not notice.
 
 use std::collections::VecDeque;
-use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 
-use bytes::Bytes;
-use futures_core::Stream;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue};
+use http_body::{Body, Frame};
 use tokio::task::JoinHandle;
-use tonic::{Code, Status};
+use tonic::Status;
 
 use super::exchange::{CompleteRequest, Exchanges, Route};
+use super::grpc::{Reader, Received};
 use super::live::Live;
 use super::machine::{Action, Close, Event, Machine, Part, ReadFailure, Reply, response_replies};
 use super::service::Shared;
 use super::{convert, respond};
 use crate::domain::Rejection;
-use crate::lifecycle::drain::{DrainHold, Step};
-use crate::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
+use crate::lifecycle::drain::DrainHold;
 
-/// Messages taken in one poll without an answer before other tasks get a turn.
-const MAX_SILENT_MESSAGES: usize = 128;
+/// Steps in one poll before other tasks get a turn.
+const MAX_STEPS: usize = 128;
+/// Bytes of answers after which they are sent before more is read.
+const MAX_BATCH: usize = 16 << 10;
 
 /// A decision that runs elsewhere; it takes the exchange along, so a stream that goes away meanwhile leaves
 /// the exchange to end itself when the decision is done.
 type Deciding<X> = JoinHandle<(Live<X>, Option<Result<Route, Rejection>>)>;
 
 /// See the module.
-pub struct ExchangeStream<E: Exchanges, S> {
+pub struct ExchangeStream<E: Exchanges, B> {
     shared: Arc<Shared<E>>,
-    inbound: S,
+    inbound: B,
+    reader: Reader,
+    /// Answers that leave together.
+    out: BytesMut,
+    /// A large piece of a body that follows what was sent last.
+    piece: Option<Bytes>,
+    /// The status has been sent.
+    over: bool,
     machine: Machine,
     begun: bool,
     live: Option<Live<E::Exchange>>,
@@ -46,9 +56,8 @@ pub struct ExchangeStream<E: Exchanges, S> {
     ready: VecDeque<Reply>,
     actions: Vec<Action>,
     closing: Option<Close>,
-    forced: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     _open: OpenStream,
-    _hold: DrainHold,
+    hold: DrainHold,
 }
 
 /// Counts a stream while it lives.
@@ -67,32 +76,41 @@ impl Drop for OpenStream {
     }
 }
 
-impl<E: Exchanges, S> ExchangeStream<E, S> {
-    pub(super) fn new(shared: Arc<Shared<E>>, inbound: S) -> Self {
+impl<E: Exchanges, B> ExchangeStream<E, B> {
+    pub(super) fn new(shared: Arc<Shared<E>>, inbound: B, gzip: bool) -> Self {
         Self {
             machine: Machine::new(shared.rules.clone()),
             inbound,
+            reader: Reader::new(shared.settings.max_message, gzip),
+            out: BytesMut::new(),
+            piece: None,
+            over: false,
             begun: false,
             live: None,
             deciding: None,
             ready: VecDeque::new(),
             actions: Vec::new(),
             closing: None,
-            forced: None,
             _open: OpenStream::new(&shared.open),
-            _hold: shared.drain.hold(),
+            hold: shared.drain.hold(),
             shared,
         }
     }
 
-    fn received(&mut self, request: ProcessingRequest) {
+    fn received(&mut self, received: Received) {
         self.step(|stream| {
             if !std::mem::replace(&mut stream.begun, true) {
                 stream.live = Some(Live::new(stream.shared.exchanges.open()));
-                if stream.shared.drain.step() == Step::Forcing {
+                if stream.hold.is_forced() {
                     return stream.apply(Event::Stop);
                 }
             }
+            let request = match received {
+                Received::Message(request) => request,
+                Received::RequestBodyPart(chunk) => {
+                    return stream.apply(Event::Message(Part::RequestBodyPart { chunk }.into()));
+                }
+            };
             let event = match convert::message(request, stream.machine.wants_subset()) {
                 Ok(message) => {
                     if let (Part::RequestHeaders { headers, .. }, Some(live)) = (&message.part, &mut stream.live) {
@@ -197,75 +215,101 @@ impl<E: Exchanges, S> ExchangeStream<E, S> {
         }));
         None
     }
-
-    fn poll_forced(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Self { forced, shared, .. } = self;
-        let forced = forced.get_or_insert_with(|| {
-            let drain = shared.drain.clone();
-            Box::pin(async move { drain.forced().await })
-        });
-        forced.as_mut().poll(cx)
-    }
 }
 
-/// The exchange is never pinned: it is only called through `&mut`.
-impl<E: Exchanges, S: Unpin> Unpin for ExchangeStream<E, S> {}
-
-impl<E, S> Stream for ExchangeStream<E, S>
+impl<E, B> ExchangeStream<E, B>
 where
     E: Exchanges,
-    S: Stream<Item = Result<ProcessingRequest, Status>> + Unpin,
+    B: Body<Data = Bytes> + Unpin,
 {
-    type Item = Result<ProcessingResponse, Status>;
-
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        for _ in 0..MAX_SILENT_MESSAGES {
-            if let Some(reply) = this.ready.pop_front() {
-                return Poll::Ready(Some(Ok(respond::response(reply))));
+    /// The next frame of the answer; `None` after the status.
+    pub(super) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Frame<Bytes>>> {
+        if let Some(piece) = self.piece.take() {
+            return Poll::Ready(Some(Frame::data(piece)));
+        }
+        if self.over {
+            return Poll::Ready(None);
+        }
+        for _ in 0..MAX_STEPS {
+            while let Some(reply) = self.ready.pop_front() {
+                self.piece = respond::write(reply, &mut self.out);
+                if self.piece.is_some() || self.out.len() > MAX_BATCH {
+                    return Poll::Ready(self.batch());
+                }
             }
-            if let Some(how) = this.closing {
-                this.closing = Some(Close::Ok);
-                return Poll::Ready(status(how).map(Err));
+            if let Some(how) = self.closing {
+                if !self.out.is_empty() {
+                    return Poll::Ready(self.batch());
+                }
+                self.over = true;
+                return Poll::Ready(Some(Frame::trailers(status(how))));
             }
-            if let Some(deciding) = &mut this.deciding {
-                let decided = ready!(Pin::new(deciding).poll(cx));
-                this.deciding = None;
-                let event = match decided {
-                    Ok((live, result)) => {
-                        this.live = Some(live);
-                        result.map_or(Event::Fault, Event::Decided)
-                    }
-                    Err(_) => Event::Fault,
+            if self.poll_event(cx).is_pending() {
+                return match self.batch() {
+                    None => Poll::Pending,
+                    batch => Poll::Ready(batch),
                 };
-                this.feed(event);
-                continue;
-            }
-            match Pin::new(&mut this.inbound).poll_next(cx) {
-                Poll::Ready(Some(Ok(request))) => this.received(request),
-                Poll::Ready(Some(Err(status))) => {
-                    tracing::debug!(%status, "reading from the data plane failed");
-                    let failure = read_failure(&status, this.shared.settings.max_message);
-                    this.feed(Event::Failed(failure));
-                }
-                Poll::Ready(None) => {
-                    this.feed(Event::HalfClosed);
-                    // Nothing more can come, so nothing may wait.
-                    this.closing.get_or_insert(Close::Ok);
-                }
-                Poll::Pending => {
-                    ready!(this.poll_forced(cx));
-                    this.feed(Event::Stop);
-                    this.closing.get_or_insert(Close::Unavailable);
-                }
             }
         }
         cx.waker().wake_by_ref();
-        Poll::Pending
+        match self.batch() {
+            None => Poll::Pending,
+            batch => Poll::Ready(batch),
+        }
+    }
+
+    /// The answers so far, if any, as one frame.
+    fn batch(&mut self) -> Option<Frame<Bytes>> {
+        (!self.out.is_empty()).then(|| Frame::data(std::mem::take(&mut self.out).freeze()))
+    }
+
+    /// Takes what happens next: a decision that was made elsewhere, a message, the end, or the stop.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(deciding) = &mut self.deciding {
+            let decided = ready!(Pin::new(deciding).poll(cx));
+            self.deciding = None;
+            let event = match decided {
+                Ok((live, result)) => {
+                    self.live = Some(live);
+                    result.map_or(Event::Fault, Event::Decided)
+                }
+                Err(_) => Event::Fault,
+            };
+            self.feed(event);
+            return Poll::Ready(());
+        }
+        match self.reader.next() {
+            Ok(Some(received)) => self.received(received),
+            Err(failure) => self.feed(Event::Failed(failure)),
+            Ok(None) => match Pin::new(&mut self.inbound).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.reader.push(data);
+                    }
+                }
+                // Also the normal end of an exchange with Envoy: it resets the stream.
+                Poll::Ready(Some(Err(_))) => self.feed(Event::Failed(ReadFailure::Disconnected)),
+                Poll::Ready(None) => {
+                    if self.reader.is_between_messages() {
+                        self.feed(Event::HalfClosed);
+                    } else {
+                        self.feed(Event::Failed(ReadFailure::Malformed));
+                    }
+                    // Nothing more can come, so nothing may wait.
+                    self.closing.get_or_insert(Close::Ok);
+                }
+                Poll::Pending => {
+                    ready!(self.hold.poll_forced(cx));
+                    self.feed(Event::Stop);
+                    self.closing.get_or_insert(Close::Unavailable);
+                }
+            },
+        }
+        Poll::Ready(())
     }
 }
 
-impl<E: Exchanges, S> Drop for ExchangeStream<E, S> {
+impl<E: Exchanges, B> Drop for ExchangeStream<E, B> {
     fn drop(&mut self) {
         if self.live.is_some() {
             self.feed(Event::Dropped);
@@ -273,20 +317,20 @@ impl<E: Exchanges, S> Drop for ExchangeStream<E, S> {
     }
 }
 
-/// Tells a transport error (it has a source: the HTTP/2 error) from those that the decoder makes itself.
-fn read_failure(status: &Status, limit: usize) -> ReadFailure {
-    match status.code() {
-        _ if std::error::Error::source(status).is_some() => ReadFailure::Disconnected,
-        Code::OutOfRange | Code::ResourceExhausted => ReadFailure::TooLarge { limit: limit as u64 },
-        _ => ReadFailure::Malformed,
-    }
-}
-
-fn status(how: Close) -> Option<Status> {
-    match how {
-        Close::Ok => None,
-        Close::Unavailable => Some(Status::unavailable("the endpoint picker is shutting down")),
-        Close::Cancelled => Some(Status::cancelled("the data plane left before the response had ended")),
-        Close::Internal(problem) => Some(Status::internal(problem)),
-    }
+/// The trailers that end a stream.
+fn status(how: Close) -> HeaderMap {
+    let status = match how {
+        Close::Ok => {
+            let mut trailers = HeaderMap::with_capacity(1);
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            return trailers;
+        }
+        Close::Unavailable => Status::unavailable("the endpoint picker is shutting down"),
+        Close::Cancelled => Status::cancelled("the data plane left before the response had ended"),
+        Close::Internal(problem) => Status::internal(problem),
+    };
+    let mut trailers = HeaderMap::with_capacity(2);
+    // It fails for texts that no header can carry; ours are plain.
+    let _ = status.add_header(&mut trailers);
+    trailers
 }

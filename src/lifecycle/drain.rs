@@ -2,15 +2,20 @@
 //!
 //! Every piece of work that should be allowed to finish keeps a [`DrainHold`]; listeners and idle
 //! watchers keep only a [`DrainWatcher`] and never delay the stop. Taking and dropping a hold is one
-//! atomic operation each, cheap enough for every stream.
+//! atomic operation each, cheap enough for every stream. A hold can be polled for the force without a future of
+//! its own: its waker goes into one of a few short lists, since every stream waits for this all its life
+//! and one list would be a lock that all threads share.
 //!
 //! Rejected: counting watcher clones as work (a watcher kept in a long-lived struct would make every
 //! stop run into the deadline).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use slab::Slab;
 use tokio::sync::{Notify, watch};
 
 /// How far the stop has come.
@@ -24,10 +29,15 @@ pub enum Step {
     Forcing,
 }
 
+/// Lists that the wakers of holds are spread over.
+const LISTS: usize = 16;
+
 #[derive(Debug, Default)]
 struct Holds {
     open: AtomicUsize,
     idle: Notify,
+    forced: AtomicBool,
+    wakers: [Mutex<Slab<Waker>>; LISTS],
 }
 
 /// Starts the drain. Dropped without a drain it forces at once, so that nothing waits for ever.
@@ -48,6 +58,15 @@ pub struct DrainWatcher {
 #[derive(Debug)]
 pub struct DrainHold {
     holds: Arc<Holds>,
+    waiting: Option<Waiting>,
+}
+
+/// Where a hold's waker is kept.
+#[derive(Debug)]
+struct Waiting {
+    list: usize,
+    key: usize,
+    waker: Waker,
 }
 
 /// How a drain ended.
@@ -75,14 +94,26 @@ impl DrainTrigger {
         self.step.send_replace(Step::Refusing);
         let _ = tokio::time::timeout(deadline, self.holds.wait_idle()).await;
         let forced = self.holds.open.load(Ordering::Acquire);
-        self.step.send_replace(Step::Forcing);
+        self.force();
         Drained { forced }
+    }
+}
+
+impl DrainTrigger {
+    fn force(&self) {
+        self.step.send_replace(Step::Forcing);
+        self.holds.forced.store(true, Ordering::Release);
+        for list in &self.holds.wakers {
+            // Woken outside the lock: a waker may run code of a runtime.
+            let wakers: Vec<Waker> = list.lock().iter().map(|(_, waker)| waker.clone()).collect();
+            wakers.into_iter().for_each(Waker::wake);
+        }
     }
 }
 
 impl Drop for DrainTrigger {
     fn drop(&mut self) {
-        self.step.send_replace(Step::Forcing);
+        self.force();
     }
 }
 
@@ -107,11 +138,6 @@ impl DrainWatcher {
         *self.step.borrow()
     }
 
-    /// Whether new work must be refused.
-    pub fn is_draining(&self) -> bool {
-        self.step() > Step::Serving
-    }
-
     /// Completes when new work must be refused.
     pub async fn refusing(&self) {
         self.reached(Step::Refusing).await;
@@ -127,11 +153,10 @@ impl DrainWatcher {
         let _ = self.step.clone().wait_for(|now| *now >= step).await;
     }
 
-    /// Announces work that a drain waits for. Works at every step: who refuses new work asks
-    /// [`Self::is_draining`] first.
+    /// Announces work that a drain waits for. Works at every step.
     pub fn hold(&self) -> DrainHold {
         self.holds.open.fetch_add(1, Ordering::AcqRel);
-        DrainHold { holds: Arc::clone(&self.holds) }
+        DrainHold { holds: Arc::clone(&self.holds), waiting: None }
     }
 
     /// Pieces of work that are open now.
@@ -140,8 +165,36 @@ impl DrainWatcher {
     }
 }
 
+impl DrainHold {
+    /// Whether the drain forces by now.
+    pub fn is_forced(&self) -> bool {
+        self.holds.forced.load(Ordering::Acquire)
+    }
+
+    /// Completes when open work must be cut. Keeps the waker of the last call.
+    pub fn poll_forced(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if !self.waiting.as_ref().is_some_and(|waiting| waiting.waker.will_wake(cx.waker())) {
+            self.stop_waiting();
+            // Whose streams are polled side by side lock different lists.
+            let list = std::ptr::from_ref(self).addr() / 64 % LISTS;
+            let waker = cx.waker().clone();
+            let key = self.holds.wakers[list].lock().insert(waker.clone());
+            self.waiting = Some(Waiting { list, key, waker });
+        }
+        // Looked at after the waker is in its list: the force sets the flag before it wakes.
+        if self.is_forced() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    fn stop_waiting(&mut self) {
+        if let Some(Waiting { list, key, .. }) = self.waiting.take() {
+            self.holds.wakers[list].lock().remove(key);
+        }
+    }
+}
+
 impl Drop for DrainHold {
     fn drop(&mut self) {
+        self.stop_waiting();
         if self.holds.open.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.holds.idle.notify_waiters();
         }
@@ -189,6 +242,25 @@ mod tests {
         let (trigger, watcher) = channel();
         drop(trigger);
         watcher.forced().await;
-        assert!(watcher.is_draining());
+        assert!(watcher.hold().is_forced());
+    }
+
+    #[tokio::test]
+    async fn holds_are_woken_by_the_force_and_forgotten_when_they_go() {
+        let (trigger, watcher) = channel();
+        let mut holds: Vec<_> = (0..100).map(|_| watcher.hold()).collect();
+        let mut waits = Vec::new();
+        for mut hold in holds.drain(..50) {
+            waits.push(tokio::spawn(async move { std::future::poll_fn(|cx| hold.poll_forced(cx)).await }));
+        }
+        tokio::task::yield_now().await;
+        let listed = || watcher.holds.wakers.iter().map(|list| list.lock().len()).sum::<usize>();
+        assert_eq!(listed(), 50);
+        drop(holds);
+        drop(trigger);
+        for wait in waits {
+            wait.await.unwrap();
+        }
+        assert_eq!((listed(), watcher.open()), (0, 0));
     }
 }

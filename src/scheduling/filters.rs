@@ -1,20 +1,29 @@
 //! The table of filters, one file each.
 //!
-//! A filter here depends on an endpoint's labels or roles alone, so it does not look at label maps
-//! per request: [`EndpointFilter`] applies its rule to each endpoint once per topology and keeps the
+//! A filter that depends on an endpoint's labels or roles alone does not look at label maps per
+//! request: [`EndpointFilter`] applies its rule to each endpoint once per topology and keeps the
 //! resulting set; a request costs one bit test per candidate.
 
 pub mod by_label;
 pub mod label_selector;
 pub mod roles;
+pub mod session_affinity;
+pub mod utilization;
 
 use super::per_topology::PerTopology;
 use super::plugin::{Cycle, Filter, Row};
 use crate::domain::{Endpoint, EndpointSet, Slot, Topology};
 
 /// Every filter that a configuration can name.
-pub const TABLE: &[Row] =
-    &[label_selector::ROW, by_label::ROW, roles::DECODE_ROW, roles::PREFILL_ROW, roles::ENCODE_ROW];
+pub const TABLE: &[Row] = &[
+    label_selector::ROW,
+    by_label::ROW,
+    roles::DECODE_ROW,
+    roles::PREFILL_ROW,
+    roles::ENCODE_ROW,
+    utilization::ROW,
+    session_affinity::ROW,
+];
 
 /// A filter by a rule that reads nothing but the endpoint.
 pub struct EndpointFilter<F> {

@@ -9,7 +9,7 @@ pub mod random;
 pub mod round_robin;
 pub mod weighted_random;
 
-use super::plugin::Row;
+use super::plugin::{Build, Row};
 
 /// Every picker that a configuration can name.
 pub const TABLE: &[Row] = &[max_score::ROW, random::ROW, weighted_random::ROW, round_robin::ROW];
@@ -20,6 +20,12 @@ crate::params! {
         /// How many endpoints to name, best first; those after the first are for the data plane's retries.
         max_num_of_endpoints: usize = 1, "maxNumOfEndpoints", 1..;
     }
+}
+
+/// How many endpoints a picker with the parameters of `b` names.
+fn count(b: &mut Build<'_>) -> usize {
+    let Params { max_num_of_endpoints } = b.params();
+    max_num_of_endpoints
 }
 
 /// A total that can be compared: a sum that is not a number (infinite weights of both signs) ranks

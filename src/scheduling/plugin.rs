@@ -250,8 +250,6 @@ pub enum Need {
     Prompts,
     /// Token counts of the answer.
     Usage,
-    /// A notice at the first body bytes of the answer.
-    FirstToken,
     /// A metric of the model server.
     Metric(Metric),
 }

@@ -10,10 +10,13 @@
 pub mod active_request;
 pub mod kv_cache_utilization;
 pub mod load_aware;
+pub mod lora_affinity;
+pub mod no_hit_lru;
 pub mod prefix_cache;
 pub mod queue;
 pub mod running_requests;
 pub mod session_affinity;
+pub mod token_load;
 
 use super::plugin::{Cycle, Row};
 use crate::domain::{LoadTable, Slot};
@@ -25,7 +28,10 @@ pub const TABLE: &[Row] = &[
     kv_cache_utilization::ROW,
     load_aware::ROW,
     active_request::ROW,
+    token_load::ROW,
     prefix_cache::ROW,
+    no_hit_lru::ROW,
+    lora_affinity::ROW,
     session_affinity::ROW,
 ];
 

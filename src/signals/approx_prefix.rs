@@ -66,8 +66,6 @@ params! {
         auto_tune: bool = true, "autoTune";
         /// Tokens per block; without it the engine's, at least 64.
         block_size_tokens: Option<i64> = None, "blockSizeTokens";
-        /// Deprecated name of `blockSizeTokens`.
-        block_size: Option<i64> = None, "blockSize";
         /// Longest prefix to compare, in tokens; 0 leaves the limit to `maxPrefixBlocksToMatch`.
         max_prefix_tokens: i64 = 131_072, "maxPrefixTokensToMatch", 0..;
         /// Longest prefix to compare, in blocks, if the limit in tokens is 0; 0 is no limit but 131072 blocks.
@@ -94,11 +92,8 @@ pub const ROW: Row = Row {
 
 fn build(build: &mut Build<'_>) -> Option<Built> {
     let params: ApproxPrefixParams = build.params();
-    if params.block_size.is_some() {
-        build.warn("blockSize", "`blockSize` is deprecated", "rename it to `blockSizeTokens`");
-    }
-    let key = if params.block_size_tokens.is_some() { "blockSizeTokens" } else { "blockSize" };
-    let block_tokens = match params.block_size_tokens.or(params.block_size) {
+    let key = "blockSizeTokens";
+    let block_tokens = match params.block_size_tokens {
         Some(tokens) if tokens > MAX_BLOCK_TOKENS => {
             let message = format!("`{tokens}` is out of range: must be at most {MAX_BLOCK_TOKENS}");
             build.error(key, message, "write a number of tokens such as 64");

@@ -85,7 +85,6 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
     }
     b.produces(SignalKind::InFlight);
     b.need(Need::Prompts);
-    b.need(Need::FirstToken);
     let output = params.add_estimated_output_tokens.then_some(OutputEstimate {
         ratio: params.output_ratio,
         most: params.max_estimated_output_tokens.unwrap_or(u64::MAX),

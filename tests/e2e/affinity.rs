@@ -1,6 +1,6 @@
-//! Picking well, seen from outside: caches are found again, sessions return, bursts spread.
+//! Picking well, seen from outside: caches and adapters are found again, sessions return, bursts spread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pointsman::domain::Outcome;
@@ -145,4 +145,47 @@ async fn sessions_return_to_their_endpoint() {
         }
     }
     stack.finish(&[(Outcome::Completed, 20)]).await;
+}
+
+/// Requests for an adapter go where it runs, as the metrics page of that server says; others to any
+/// with room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_adapter_is_found_where_it_runs() {
+    let mut servers = Vec::new();
+    for name in ["one", "two", "three"] {
+        let lora_adapters = ["sql", "chat"].map(str::to_owned).to_vec();
+        let config = SimConfig { num_blocks: 200_000, lora_adapters, ..quick(name) };
+        servers.push(server::start(config, None).await.unwrap());
+    }
+    let plugins = "- type: lora-affinity-scorer\n- type: max-score-picker\n";
+    let profile = "- pluginRef: lora-affinity-scorer\n- pluginRef: max-score-picker\n";
+    let stack = Stack::start(Setup::a(&servers).scheduling(plugins, profile)).await;
+    let ask = |model: &str, tokens: u32| {
+        json!({"model": model, "prompt": "x", "max_tokens": tokens, "ignore_eos": true, "stream": tokens > 1})
+            .to_string()
+    };
+    // Somebody else uses the adapter at the second server for as long as this takes.
+    let long = stack::post("/v1/completions", &[], ask("sql", 100_000));
+    let busy = within("the head of an answer", client::send(servers[1].address, long)).await.unwrap();
+    let mut sent = 0;
+    let mut in_a_row = 0;
+    stack::until("the adapter is found", async || {
+        let answer = stack.post("/v1/completions", &[], ask("sql", 1)).await;
+        sent += 1;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        in_a_row = if answer.endpoint() == "two" { in_a_row + 1 } else { 0 };
+        // By chance once in fourteen million.
+        in_a_row >= 15
+    })
+    .await;
+    let mut homes = BTreeSet::new();
+    for _ in 0..30 {
+        let answer = stack.post("/v1/completions", &[], ask(MODEL, 1)).await;
+        sent += 1;
+        homes.insert(answer.endpoint().to_owned());
+    }
+    // By lot: that one gets none of 30 has a chance of one in sixty thousand.
+    assert_eq!(homes.len(), 3, "for what has no adapter all have room: {homes:?}");
+    drop(busy);
+    stack.finish(&[(Outcome::Completed, sent)]).await;
 }

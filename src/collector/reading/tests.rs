@@ -54,12 +54,41 @@ fn every_engine_is_understood() {
 #[test]
 fn the_newest_lora_state_counts() {
     let lora = sample("vllm", &page("vllm-metrics")).detail.lora.clone().unwrap();
-    let both = [Box::<str>::from("sql-adapter"), "chat-adapter".into()];
-    assert_eq!((lora.running.as_slice(), lora.waiting.as_slice(), lora.max), (&both[..], &both[..], 2));
+    assert_eq!(lora, adapters(&["sql-adapter", "chat-adapter"], 2));
     let idle = sample("vllm", &page("vllm-metrics-idle"));
+    assert_eq!(idle.detail.lora, Some(adapters(&[], 2)), "its last lines name adapters that it had before");
     let fresh = sample("vllm", &page("vllm-metrics-fresh"));
     assert_eq!(fresh.detail.lora, None, "the family without a series says nothing");
-    assert_ne!(idle.detail.lora, None);
+}
+
+/// The state in which vLLM's labels name `adapters`: both name all that have requests.
+fn adapters(names: &[&str], max: u32) -> LoraState {
+    let mut state = LoraState::default();
+    state.set(names.iter().copied(), names.iter().copied(), max);
+    state
+}
+
+#[test]
+fn a_lora_state_is_read_whatever_the_order_of_lines_and_names() {
+    let line = |names: &str, at: &str| {
+        format!(
+            "vllm:lora_requests_info{{max_lora=\"4\",running_lora_adapters=\"{names}\",waiting_lora_adapters=\"{names}\"}} {at}\n"
+        )
+    };
+    let read = |lines: &[String]| {
+        sample("vllm", format!("vllm:num_requests_waiting 1\n{}", lines.concat()).as_bytes()).detail.lora.clone()
+    };
+    let (old, new, broken) = (line("sql", "1.7e+09"), line(" chat ,sql,,chat", "1.8e+09"), line("code", "NaN"));
+    for lines in [[&old, &new, &broken], [&new, &old, &broken], [&broken, &new, &old]] {
+        let found = read(&lines.map(Clone::clone));
+        assert_eq!(found, Some(adapters(&["chat", "sql"], 4)), "{lines:?}");
+    }
+    assert_eq!(read(&[broken]), None);
+    let unlimited = old.replace("max_lora=\"4\",", "");
+    assert_eq!(read(&[unlimited]), Some(adapters(&["sql"], 0)));
+    let merged =
+        "vllm:lora_requests_info{max_lora=\"2\",running_lora_adapters=\"a,b\",waiting_lora_adapters=\"b,c\"} 1\n";
+    assert_eq!(read(&[merged.to_owned()]).map(|s| (s.running.len(), s.waiting.len(), s.named)), Some((2, 2, 3)));
 }
 
 #[test]

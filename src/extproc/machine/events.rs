@@ -78,6 +78,8 @@ pub enum Part {
     RequestHeaders { headers: Headers, end: bool },
     /// A piece of the request body.
     RequestBody { chunk: Bytes, end: bool },
+    /// The start of a piece of the request body, of which more comes: no message of its own.
+    RequestBodyPart { chunk: Bytes },
     /// Request trailers: the end of the request.
     RequestTrailers,
     /// Response headers; `served` is the endpoint that answered, if reported.

@@ -79,3 +79,30 @@ fn refusals_are_short_utf8_with_a_token() {
         }
     }
 }
+
+/// What a peer reads when what was written and what was returned are put together.
+fn read(reply: Reply) -> (ProcessingResponse, Option<Bytes>) {
+    let mut out = BytesMut::new();
+    let piece = write(reply, &mut out);
+    out.extend_from_slice(piece.as_deref().unwrap_or_default());
+    assert_eq!(out[0], 0);
+    assert_eq!(u32::from_be_bytes(out[1..5].try_into().expect("four")) as usize, out.len() - 5);
+    (ProcessingResponse::decode(&out[5..]).expect("decodes"), piece)
+}
+
+#[test]
+fn what_is_written_is_what_prost_would_write() {
+    for size in [0, 1, 100, 127, 128, 1024, 1025, 16_383, 16_384, 62_000] {
+        for end in [false, true] {
+            let piece = Bytes::from(vec![b'x'; size]);
+            for reply in [Reply::RequestBody { piece: piece.clone(), end }, Reply::ResponseBody { piece, end }] {
+                let expected = response(reply.clone());
+                let (read, returned) = read(reply);
+                assert_eq!(read, expected, "{size} bytes, end {end}");
+                assert_eq!(returned.is_some(), size > MAX_COPIED, "large pieces are not copied");
+            }
+        }
+    }
+    let answer = Reply::RequestHeaders(Box::new(answer()));
+    assert_eq!(read(answer.clone()).0, response(answer));
+}

@@ -20,7 +20,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Params, comparable};
+use super::{Params, comparable, count};
 use crate::domain::Slot;
 use crate::scheduling::params::Params as _;
 use crate::scheduling::plugin::{About, Build, Built, Cycle, Picker, Row, Stability};
@@ -39,8 +39,7 @@ pub const ROW: Row = Row {
 };
 
 fn build(b: &mut Build<'_>) -> Option<Built> {
-    let Params { max_num_of_endpoints } = b.params();
-    Some(Built::picker(MaxScore { count: max_num_of_endpoints }))
+    Some(Built::picker(MaxScore { count: count(b) }))
 }
 
 struct MaxScore {

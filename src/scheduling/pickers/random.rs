@@ -13,7 +13,7 @@
 //!     maxNumOfEndpoints: 1
 //! ```
 
-use super::Params;
+use super::{Params, count};
 use crate::domain::Slot;
 use crate::scheduling::params::Params as _;
 use crate::scheduling::plugin::{About, Build, Built, Cycle, Picker, Row, Stability};
@@ -32,8 +32,7 @@ pub const ROW: Row = Row {
 };
 
 fn build(b: &mut Build<'_>) -> Option<Built> {
-    let Params { max_num_of_endpoints } = b.params();
-    Some(Built::picker(Random { count: max_num_of_endpoints }))
+    Some(Built::picker(Random { count: count(b) }))
 }
 
 struct Random {

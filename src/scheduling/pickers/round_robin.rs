@@ -24,7 +24,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Params;
+use super::{Params, count};
 use crate::domain::Slot;
 use crate::scheduling::params::Params as _;
 use crate::scheduling::plugin::{About, Build, Built, Commit, Cycle, Picker, Routed, Row, Stability, Watch};
@@ -43,8 +43,7 @@ pub const ROW: Row = Row {
 };
 
 fn build(b: &mut Build<'_>) -> Option<Built> {
-    let Params { max_num_of_endpoints } = b.params();
-    let plugin = Arc::new(RoundRobin { count: max_num_of_endpoints, turn: AtomicU64::new(0) });
+    let plugin = Arc::new(RoundRobin { count: count(b), turn: AtomicU64::new(0) });
     Some(Built { picker: Some(Arc::clone(&plugin) as _), commit: Some(plugin), ..Built::default() })
 }
 

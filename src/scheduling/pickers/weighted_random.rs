@@ -19,7 +19,7 @@
 
 use smallvec::SmallVec;
 
-use super::Params;
+use super::{Params, count};
 use crate::domain::Slot;
 use crate::scheduling::params::Params as _;
 use crate::scheduling::plugin::{About, Build, Built, Cycle, Picker, Row, Stability};
@@ -38,8 +38,7 @@ pub const ROW: Row = Row {
 };
 
 fn build(b: &mut Build<'_>) -> Option<Built> {
-    let Params { max_num_of_endpoints } = b.params();
-    Some(Built::picker(WeightedRandom { count: max_num_of_endpoints }))
+    Some(Built::picker(WeightedRandom { count: count(b) }))
 }
 
 struct WeightedRandom {

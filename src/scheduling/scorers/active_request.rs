@@ -8,8 +8,8 @@
 //! follows the choice at once. Without the signal all candidates count as idle and get 1.
 //!
 //! When it misleads: it sees only the requests of this process; with several replicas each balances
-//! its own share. Requests are counted, not their length. `requestTimeout` is accepted for old files
-//! and ignored: a request ends when its stream ends.
+//! its own share. Requests are counted, not their length. A request ends when its
+//! stream ends; there is no timeout (`requestTimeout` of old files is dropped as they are read).
 //!
 //! ```yaml
 //! - type: active-request-scorer
@@ -19,7 +19,6 @@
 //! ```
 
 use crate::domain::Slot;
-use crate::domain::node::Node;
 use crate::scheduling::params::Params as _;
 use crate::scheduling::plugin::{About, Build, Built, Cycle, Row, Scorer, SignalKind, Stability};
 
@@ -32,8 +31,6 @@ crate::params! {
         max_busy_score: f32 = 1.0, "maxBusyScore", 0.0..=1.0;
         /// Name of the inflight-load-producer to read; the only one by default.
         in_flight_load_producer_name: Option<String> = None, "inFlightLoadProducerName";
-        /// Ignored; kept so that old files load.
-        request_timeout: Option<Node> = None, "requestTimeout";
     }
 }
 
@@ -52,9 +49,6 @@ pub const ROW: Row = Row {
 
 fn build(b: &mut Build<'_>) -> Option<Built> {
     let params: Params = b.params();
-    if params.request_timeout.is_some() {
-        b.warn("requestTimeout", "is ignored: a request counts until its stream ends", "remove it");
-    }
     // There is one in-flight signal, so the ordinal says nothing; a wrong name is still an error.
     b.consumes(SignalKind::InFlight, "inFlightLoadProducerName", params.in_flight_load_producer_name.as_deref());
     Some(Built::scorer(ActiveRequest { idle_threshold: params.idle_threshold, max_busy_score: params.max_busy_score }))
@@ -103,10 +97,10 @@ mod tests {
     }
 
     #[test]
-    fn asks_for_its_producer_and_warns_of_what_is_ignored() {
+    fn asks_for_its_producer() {
         let mut registry = Registry::default();
-        let (_, problems) = build_in(&mut registry, &ROW, vec![("requestTimeout", text("2m"))]);
-        assert!(problems.errors.is_empty() && problems.warnings[0].message.contains("ignored"));
+        let (_, problems) = build_in(&mut registry, &ROW, vec![]);
+        assert!(problems.errors.is_empty() && problems.warnings.is_empty());
         assert_eq!(registry.take_missing(), [SignalKind::InFlight]);
         assert!(errors(&ROW, vec![("inFlightLoadProducerName", text("mine"))])[0].contains("no producer is called"));
         assert!(errors(&ROW, vec![("maxBusyScore", Value::Float(1.5))])[0].contains("between 0 and 1"));

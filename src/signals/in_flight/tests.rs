@@ -98,7 +98,7 @@ fn estimated_output_stays_to_the_end_within_its_bounds() {
 fn one_producer_counts_and_a_named_prefix_producer_must_exist() {
     let mut registry = Registry::default();
     assert!(build_in(&mut registry, &ROW, vec![]).0.is_some());
-    assert!(registry.needs(&Need::FirstToken) && registry.needs(&Need::Prompts));
+    assert!(registry.needs(&Need::Prompts));
     assert!(registry.take_missing().is_empty(), "the prefix signal is optional");
     let (second, problems) = build_in(&mut registry, &ROW, vec![]);
     assert!(second.is_none() && problems.errors[0].message.contains("count them twice"));

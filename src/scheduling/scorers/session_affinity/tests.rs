@@ -1,8 +1,9 @@
 use super::*;
 use crate::domain::node::Value;
-use crate::domain::{Headers, PoolIdentity, Timestamp};
+use crate::domain::{Endpoint, Headers, PoolIdentity, Timestamp, Topology};
 use crate::scheduling::fixtures::{NOW, Scene, build, build_in, decision, errors, map, node, pool, text};
-use crate::scheduling::plugin::Registry;
+use crate::scheduling::plugin::{Registry, ResponseStart, Routed, SignalKind, Watch};
+use crate::scheduling::session_affinity::TOKEN_HEADER;
 
 const TOKEN_OF_POD_1: &str = "ZGVmYXVsdC9wb2QtMS1yYW5rLTA=";
 
