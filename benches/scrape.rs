@@ -244,6 +244,7 @@ struct Shelf {
 }
 
 fn serve(servers: usize, filtered: bool) {
+    pointsman::lifecycle::open_files::raise();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let tasks = tokio::task::LocalSet::new();
     let shelf = Rc::new(Shelf { filtered, answers: Default::default(), served: Default::default() });
