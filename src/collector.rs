@@ -161,16 +161,6 @@ impl Settings {
             default_engine: extractor.default_engine.clone(),
         }
     }
-
-    /// Wanted attributes that no engine fills: a plugin reads what nobody provides.
-    pub fn unknown_attributes(&self) -> impl Iterator<Item = &str> {
-        self.wanted.iter().filter_map(|metric| match metric {
-            Metric::Attribute(key) if !self.engines.iter().any(|e| e.attributes.contains_key(key)) => {
-                Some(key.as_str())
-            }
-            _ => None,
-        })
-    }
 }
 
 /// One running task.

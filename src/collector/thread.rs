@@ -60,3 +60,39 @@ where
 fn rest() {
     std::thread::sleep(TURN);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::sleep;
+
+    #[tokio::test]
+    async fn work_runs_apart_and_its_result_comes_back() {
+        let here = std::thread::current().id();
+        let work = async move {
+            sleep(Duration::from_millis(1)).await;
+            tokio::spawn(async { std::thread::current().id() }).await.expect("it ends")
+        };
+        assert_ne!(apart(work).await.expect("a thread"), here);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told() {
+        let error = apart(async { panic!("a defect") }).await.expect_err("it panics");
+        assert!(error.to_string().contains("panicked"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn who_does_not_wait_ends_the_work() {
+        let (held, dropped) = oneshot::channel::<Infallible>();
+        let (begun, begins) = oneshot::channel();
+        let waiting = tokio::spawn(apart(async move {
+            let _held = held;
+            let _ = begun.send(());
+            std::future::pending::<()>().await;
+        }));
+        begins.await.expect("it begins");
+        waiting.abort();
+        assert!(dropped.await.is_err(), "dropped with the work");
+    }
+}
