@@ -1,7 +1,7 @@
 //! Reads every endpoint's metrics page and reports its load.
 //!
 //! One task for each endpoint (`endpoint`) with its own connection (`scrape`), timeout and back-off, so that one
-//! slow or dead server delays no other. A page is read as it arrives ([`parse`]), only for the series that
+//! slow or dead server delays no other; all of them on one thread ([`thread`]). A page is read as it arrives ([`parse`]), only for the series that
 //! plugins asked for ([`mapping`]), into one [`LoadSample`] ([`reading`]). The parameters come from two
 //! plugins ([`plugins`]).
 //!

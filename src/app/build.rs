@@ -189,7 +189,13 @@ impl Parts {
                     never = pool.publish_samples() => match never {},
                 }
             };
-            spawner.spawn("collector", async move { Ok(collector::thread::apart(work).await??) });
+            spawner.critical("collector", async move {
+                // A panic ends the process: nobody would publish samples any more, and routing would go on blindly.
+                if let Err(error) = collector::thread::apart(work).await? {
+                    tracing::error!(%error, "metrics pages are not read");
+                }
+                std::future::pending().await
+            });
         }
         if let Some((path, first)) = self.endpoints {
             spawner.spawn("endpoints file", files::follow_endpoints(path, first, self.pool));
