@@ -14,12 +14,13 @@ demo: ## build everything and show the main job behind a real Envoy (Ctrl-C ends
 	@envoy="$$(scripts/get-envoy)" && exec ./target/release/pointsman demo --envoy "$$envoy" $(DEMO_ARGS)
 
 test: envoy tools ## run every test, fetching what the tests need
-	@ENVOY_BIN="$$(scripts/get-envoy)" PROMTOOL_BIN="$$(scripts/get-promtool)" $(CARGO) test --locked
+	@ENVOY_BIN="$$(scripts/get-envoy)" PROMTOOL_BIN="$$(scripts/get-promtool)" PROMETHEUS_BIN="$$(scripts/get-prometheus)" $(CARGO) test --locked
 
 check: ## formatting, lints, documentation, dependency policy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	$(CARGO) check --locked --manifest-path fuzz/Cargo.toml --target-dir target
 	scripts/cargo-deny check bans licenses sources
 
 bench: ## micro-benchmarks
@@ -42,8 +43,9 @@ fuzz: ## run every fuzz target for FUZZ_SECONDS seconds
 envoy: ## fetch the Envoy that the tests and the demo use
 	@scripts/get-envoy >/dev/null
 
-tools: ## fetch promtool
+tools: ## fetch promtool and Prometheus
 	@scripts/get-promtool >/dev/null
+	@scripts/get-prometheus >/dev/null
 
 fmt: ## format the code
 	$(CARGO) fmt --all

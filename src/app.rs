@@ -30,12 +30,16 @@ use crate::lifecycle::ready::Readiness;
 use crate::lifecycle::task::{Spawner, Supervisor};
 use crate::pool::Pool;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::trace::Traces;
 
 pub use build::build;
 
 /// What stopping may take after the drain time (default of `--shutdown-grace`); with the default drain
 /// it ends within the 130 s that the charts give a pod.
 pub const GRACE: Duration = Duration::from_secs(90);
+
+/// What the export of the last spans may take at the end.
+const LAST_EXPORT: Duration = Duration::from_secs(2);
 
 /// Files that the configuration names and that cannot be used, one line per problem.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +93,7 @@ pub struct App {
     drain: DrainTrigger,
     drain_time: Duration,
     grace: Duration,
+    traces: Option<Arc<Traces>>,
 }
 
 struct Listeners {
@@ -131,6 +136,10 @@ impl App {
         // A stream is over when its last words are queued; the connections still have to write them.
         // They end themselves in time; the timeout is for a peer that does not read.
         let _ = tokio::time::timeout(2 * extproc::listener::AFTER_FORCE, closed).await;
+        if let Some(traces) = self.traces {
+            // The export blocks, and a collector that is away must not hold up the end.
+            let _ = tokio::task::spawn_blocking(move || traces.shutdown(LAST_EXPORT)).await;
+        }
         tracing::info!(forced = drained.forced, "stopped");
         Ok(drained)
     }

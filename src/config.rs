@@ -19,6 +19,7 @@ pub mod error;
 #[cfg(test)]
 #[allow(dead_code, reason = "fake plugins decode parameters that they do not use")]
 pub(crate) mod fakes;
+pub mod features;
 pub mod legacy;
 mod render;
 pub mod resolve;
@@ -182,6 +183,8 @@ pub struct Config {
     pub saturation: Declared,
     /// Flow control as written; meaningful with the gate.
     pub flow_control: document::FlowControl,
+    /// What can be switched on, and by which plugins and flags it is.
+    pub features: Vec<features::Feature>,
     /// What is accepted but should be changed.
     pub warnings: Vec<Problem>,
     rendered: String,

@@ -29,13 +29,14 @@ use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, Watch};
 use crate::scheduling::profile::{Laps, Scratch};
 use crate::scheduling::scheduler::Scheduler;
 use crate::telemetry::metrics::{Metrics, PrefixMetrics};
+use crate::telemetry::trace::{RequestTrace, Traces, kind_of};
 
 use claim::Claims;
 use decisions::DecisionLog;
 
 pub use exchange::DirectedExchange;
 
-/// One decision of this many is timed plugin by plugin, so that timing costs nothing that shows.
+/// One decision of this many is observed plugin by plugin, so that observing costs nothing that shows.
 const TIMED_EVERY: u32 = 64;
 
 /// A producer with the names that metrics use.
@@ -86,6 +87,8 @@ pub struct Parts {
     pub metrics: Arc<Metrics>,
     /// Time.
     pub clock: Arc<dyn Clock>,
+    /// Traces, if they are exported.
+    pub traces: Option<Arc<Traces>>,
     /// The last decisions, if any are kept.
     pub decisions: Arc<DecisionLog>,
     /// Settings.
@@ -135,8 +138,30 @@ impl Director {
         &self.parts
     }
 
-    /// Chooses endpoints for `request` and commits the choice.
-    fn route(&self, request: &InferenceRequest, subset: Option<&SubsetHint>) -> Result<Committed, Rejection> {
+    /// Chooses endpoints for `request` and commits the choice. What `trace` records, and a sample of all
+    /// decisions besides, is observed plugin by plugin.
+    fn route(
+        &self,
+        request: &InferenceRequest,
+        subset: Option<&SubsetHint>,
+        trace: Option<&mut RequestTrace>,
+    ) -> Result<Committed, Rejection> {
+        let routed = self.route_observed(request, subset, trace.is_some());
+        if let Some(laps) = LOCAL.with_borrow_mut(|local| local.scratch.laps.take()) {
+            self.observe_laps(&laps);
+            if let Some(trace) = trace {
+                trace.observed(laps);
+            }
+        }
+        routed
+    }
+
+    fn route_observed(
+        &self,
+        request: &InferenceRequest,
+        subset: Option<&SubsetHint>,
+        traced: bool,
+    ) -> Result<Committed, Rejection> {
         let parts = &self.parts;
         let explain = parts.decisions.is_on() || parts.settings.emit_scores;
         let mut signals = Signals::default();
@@ -145,7 +170,7 @@ impl Director {
         LOCAL.with_borrow_mut(|local| {
             let Local { scratch, candidates, rng, decisions } = local;
             // Every 64th decision of a thread, the first included.
-            scratch.laps = decisions.is_multiple_of(TIMED_EVERY).then(|| {
+            scratch.laps = (traced || decisions.is_multiple_of(TIMED_EVERY)).then(|| {
                 let clock = Arc::clone(&parts.clock);
                 Laps::start(move || clock.now())
             });
@@ -198,7 +223,6 @@ impl Director {
                 drop(claim);
                 commit(false);
                 parts.metrics.scheduler_attempt(&request.target_model, Some(decision.destination()));
-                self.observe_laps(scratch);
                 return Ok(Committed { decision, signals, watches });
             }
         })
@@ -206,12 +230,14 @@ impl Director {
 }
 
 impl Director {
-    /// Observes the times of a decision that was timed.
-    fn observe_laps(&self, scratch: &mut Scratch) {
-        let Some(Laps { laps, .. }) = scratch.laps.take() else { return };
-        for (point, name, took) in laps {
-            let kind = self.parts.plugins.iter().find(|(known, _)| *known == name).map_or("", |(_, kind)| kind);
-            self.parts.metrics.plugin(point, kind, &name).observe(took);
+    /// Observes the times and scores of a decision.
+    fn observe_laps(&self, observed: &Laps) {
+        for lap in &observed.laps {
+            let kind = kind_of(&self.parts.plugins, &lap.name);
+            self.parts.metrics.plugin(lap.point, kind, &lap.name).observe(lap.took);
+        }
+        for run in &observed.runs {
+            self.parts.metrics.record_scores(run);
         }
     }
 }
@@ -232,7 +258,7 @@ fn holds_prefix(signals: &Signals, slot: Slot) -> bool {
 fn candidates_of(snapshot: &Snapshot, subset: Option<&SubsetHint>, out: &mut Vec<Slot>) {
     let topology = &snapshot.topology;
     match subset {
-        None => out.extend(topology.live().iter()),
+        None => out.extend_from_slice(topology.live_slots()),
         Some(hint) => {
             let mut allowed = EndpointSet::new();
             for entry in &hint.entries {

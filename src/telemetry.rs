@@ -1,5 +1,6 @@
-//! What the process tells about itself: metrics, logs, one access-log line per request.
+//! What the process tells about itself: metrics, logs, traces, one access-log line per request.
 
 pub mod access;
 pub mod log;
 pub mod metrics;
+pub mod trace;

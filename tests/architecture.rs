@@ -56,6 +56,9 @@ const OWNED: &[(&str, &[&str])] = &[
     ("saphyr_parser", &["config"]),
     ("clap", &["cli"]),
     ("prometheus", &["telemetry"]),
+    ("opentelemetry", &["telemetry"]),
+    ("opentelemetry_sdk", &["telemetry"]),
+    ("opentelemetry_otlp", &["telemetry"]),
 ];
 
 /// What the pure rooms must not touch.

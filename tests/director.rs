@@ -81,6 +81,7 @@ fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool
         dialects: Dialects::default(),
         metrics: Metrics::new(),
         clock,
+        traces: None,
         decisions: Arc::new(DecisionLog::new(10)),
         settings: director::Settings {
             wants: Wants { prompts: config.registry.needs(&Need::Prompts) },

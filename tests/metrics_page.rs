@@ -92,7 +92,8 @@ fn documented() -> (BTreeSet<String>, BTreeSet<String>) {
     };
     let current = first_column(section("## Current names", "Notes:"));
     let older = first_column(section("## Older names", "## Linting"));
-    (current.into_iter().map(|n| format!("llm_d_epp_{n}")).collect(), older)
+    let full = |name: String| if name.starts_with("process_") { name } else { format!("llm_d_epp_{name}") };
+    (current.into_iter().map(full).collect(), older)
 }
 
 /// Families of a page.
@@ -121,9 +122,9 @@ async fn the_page_is_well_formed_and_complete() {
     let shown = families(&page);
     let known: BTreeSet<String> = current.union(&older).cloned().collect();
     assert_eq!(shown.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new(), "not in docs/metrics.md");
-    // The log is set up by the command only.
+    // The log is set up by the command only, and nothing is traced here.
     let absent: Vec<_> = known.difference(&shown).map(String::as_str).collect();
-    assert_eq!(absent, ["llm_d_epp_log_lines_dropped_total"]);
+    assert_eq!(absent, ["llm_d_epp_log_lines_dropped_total", "llm_d_epp_trace_spans_total"]);
 
     // The numbers are those of the traffic.
     for (outcome, count) in [("completed", 13), ("rejected", 1), ("client-disconnect", 1), ("local-reply", 1)] {
@@ -138,6 +139,32 @@ async fn the_page_is_well_formed_and_complete() {
     assert_eq!(picker.sum("llm_d_epp_request_running", ""), 0.0);
     assert_eq!(picker.sum("llm_d_epp_ready_endpoints", ""), 3.0);
     assert!(picker.sum("llm_d_epp_prefix_indexer_hit_bytes_sum", "") > 0.0);
+
+    // Predicted and delivered: the simulators count cached tokens in every answer.
+    let tokens = |name: &str| picker.sum(&format!("llm_d_epp_prefix_{name}"), "");
+    assert_eq!(tokens("compared_requests_total"), 13.0);
+    assert_eq!(tokens("prompt_tokens_total"), picker.sum("llm_d_epp_request_input_tokens_sum", ""));
+    assert_eq!(tokens("delivered_tokens_total"), picker.sum("llm_d_epp_request_cached_tokens_sum", ""));
+    assert!(tokens("predicted_tokens_total") > 0.0);
+    assert_eq!(
+        tokens("predicted_tokens_total") + tokens("underpredicted_tokens_total"),
+        tokens("delivered_tokens_total") + tokens("overpredicted_tokens_total")
+    );
+    assert_eq!(tokens("indexer_picked_hit_ratio_count"), tokens("indexer_hit_ratio_count"));
+
+    // The first decision of each thread is observed, so there are scores of all endpoints.
+    let scored = |labels: &str| {
+        let page = picker.page();
+        page.lines().filter(|l| l.starts_with("llm_d_epp_endpoint_score{") && l.contains(labels)).count()
+    };
+    assert_eq!(scored(""), 3 * 5);
+    assert_eq!(scored("plugin_type=\"queue-scorer\",plugin_name=\"queue-scorer\""), 3);
+    let feature = |feature: &str, plugin: &str| {
+        picker.sum("llm_d_epp_feature_enabled", &format!("feature=\"{feature}\",plugin=\"{plugin}\"")) == 1.0
+    };
+    assert!(feature("prefix-index", "approx-prefix-cache-producer") && feature("metric-waiting", "queue-scorer"));
+    assert!(feature("in-flight", "inflight-load-producer") && feature("usage", "--token-metrics"));
+    assert_eq!(picker.sum("llm_d_epp_feature_enabled", "feature=\"traces\""), 0.0);
     drop(channel);
     picker.stop().await;
 }

@@ -19,3 +19,5 @@ mod logs;
 mod start;
 #[path = "process/tls.rs"]
 mod tls;
+#[path = "process/traces.rs"]
+mod traces;

@@ -19,7 +19,7 @@ pub struct Shape {
     pub body: usize,
     /// Pieces that it arrives in, before the empty one that ends it.
     pub pieces: usize,
-    /// Pieces of the answer; one is sent when the one before has come back.
+    /// Pieces of the answer; one is sent when the one before has come back. With none there is no answer.
     pub chunks: usize,
 }
 
@@ -83,6 +83,12 @@ impl Requests {
         })
     }
 
+    /// The body of request `number` as JSON.
+    pub fn json(&self, number: u64) -> Vec<u8> {
+        let digits = format!("{number:0NUMBER$}");
+        [self.head[number as usize % CONVERSATIONS].as_bytes(), digits.as_bytes(), self.tail.as_bytes()].concat()
+    }
+
     /// The body's messages of request `number`; the last one is the empty end.
     fn body(&self, number: u64, mut send: impl FnMut(Bytes)) {
         let digits = format!("{number:0NUMBER$}");
@@ -90,7 +96,7 @@ impl Requests {
         if self.shape.pieces <= 1 {
             send(wire::request_body(&[head.as_bytes(), digits.as_bytes(), self.tail.as_bytes()], false));
         } else {
-            let whole = [head.as_bytes(), digits.as_bytes(), self.tail.as_bytes()].concat();
+            let whole = self.json(number);
             for piece in whole.chunks(whole.len().div_ceil(self.shape.pieces)) {
                 send(wire::request_body(&[piece], false));
             }
@@ -151,8 +157,10 @@ impl Connection {
                 Ok(seen == REQUEST_END)
             })
             .await?;
-        exchange.send(requests.response_headers.clone())?;
-        exchange.until(|seen| Ok(seen.field == answer::RESPONSE_HEADERS)).await?;
+        if requests.shape.chunks > 0 {
+            exchange.send(requests.response_headers.clone())?;
+            exchange.until(|seen| Ok(seen.field == answer::RESPONSE_HEADERS)).await?;
+        }
         for left in (0..requests.shape.chunks).rev() {
             exchange.send(if left > 0 { requests.chunk.clone() } else { requests.last_chunk.clone() })?;
             exchange.until(|seen| Ok(seen == Seen { field: answer::RESPONSE_BODY, end: left == 0 })).await?;

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
@@ -35,15 +35,11 @@ use wire::processing_response::Response as Answer;
 const DESTINATION: &[u8] = b"x-gateway-destination-endpoint";
 const PIECE: usize = 62_000;
 
-/// Listens on a free port of the loopback.
-pub async fn bind() -> (TcpListener, SocketAddr) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
-    let address = listener.local_addr().expect("bound");
-    (listener, address)
-}
-
+/// Where the echo sends everything.
 #[derive(Clone)]
-struct Echo;
+struct Echo {
+    destination: Bytes,
+}
 
 #[tonic::async_trait]
 impl ExternalProcessor for Echo {
@@ -54,12 +50,19 @@ impl ExternalProcessor for Echo {
         request: tonic::Request<Streaming<wire::ProcessingRequest>>,
     ) -> Result<tonic::Response<Echoed>, Status> {
         let inbound = request.into_inner();
-        Ok(tonic::Response::new(Echoed { inbound, body: Vec::new(), ready: VecDeque::new(), over: false }))
+        Ok(tonic::Response::new(Echoed {
+            destination: self.destination.clone(),
+            inbound,
+            body: Vec::new(),
+            ready: VecDeque::new(),
+            over: false,
+        }))
     }
 }
 
 /// The answers of one stream, made as it is polled.
 struct Echoed {
+    destination: Bytes,
     inbound: Streaming<wire::ProcessingRequest>,
     body: Vec<Bytes>,
     ready: VecDeque<wire::ProcessingResponse>,
@@ -86,8 +89,7 @@ fn named(key: &'static [u8], kind: value::value::Kind) -> value::Struct {
     value::Struct { fields: vec![value::StructEntry { key: Bytes::from_static(key), value }] }
 }
 
-fn picked(length: usize) -> wire::ProcessingResponse {
-    let destination = Bytes::from_static(b"127.0.1.1:8000");
+fn picked(destination: Bytes, length: usize) -> wire::ProcessingResponse {
     let set = |key: &'static [u8], raw_value| HeaderValueOption {
         header: Some(HeaderValue { key: Bytes::from_static(key), value: Bytes::new(), raw_value }),
     };
@@ -115,7 +117,8 @@ impl Echoed {
                     self.body.push(part.body);
                 }
                 if part.end_of_stream {
-                    self.ready.push_back(picked(self.body.iter().map(Bytes::len).sum()));
+                    let length = self.body.iter().map(Bytes::len).sum();
+                    self.ready.push_back(picked(self.destination.clone(), length));
                     let mut pieces = Vec::new();
                     for mut chunk in self.body.drain(..) {
                         while !chunk.is_empty() {
@@ -182,16 +185,27 @@ impl Serve for Service {
     }
 }
 
-/// Serves the echo for ever.
-pub async fn echo(listener: TcpListener) {
+/// Serves as `role`, `echo` or `null`, for ever, after saying where.
+pub async fn serve(role: &str) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    println!("{}", listener.local_addr().expect("bound"));
+    match role {
+        "echo" => echo(listener).await,
+        _ => null(listener).await,
+    }
+}
+
+async fn echo(listener: TcpListener) {
+    let args: Vec<String> = std::env::args().collect();
+    let given = args.iter().position(|a| a == "--destination").and_then(|at| args.get(at + 1));
+    let destination = Bytes::from(given.cloned().unwrap_or_else(|| "127.0.1.1:8000".to_owned()));
     let (_trigger, watcher) = drain::channel();
-    let service = Service(ExternalProcessorServer::new(Echo).max_decoding_message_size(usize::MAX));
+    let service = Service(ExternalProcessorServer::new(Echo { destination }).max_decoding_message_size(usize::MAX));
     let workers = Workers::start(std::thread::available_parallelism().map_or(1, usize::from)).expect("threads");
     listener::serve(listener, None, Limits::default(), workers, service, watcher).await;
 }
 
-/// Serves the null picker for ever.
-pub async fn null(listener: TcpListener) {
+async fn null(listener: TcpListener) {
     loop {
         let (stream, _) = listener.accept().await.expect("a connection");
         stream.set_nodelay(true).expect("a TCP socket");
@@ -228,7 +242,7 @@ async fn null_stream(mut body: h2::RecvStream, mut respond: h2::server::SendResp
         messages.push(data, |message| {
             let reply = match message {
                 Seen { field: request::REQUEST_BODY, end: true } => {
-                    let _ = out.send_data(framed(&picked(1)), false);
+                    let _ = out.send_data(framed(&picked(Bytes::from_static(b"127.0.1.1:8000"), 1)), false);
                     framed(&answer(Answer::RequestBody(streamed(Bytes::new(), true))))
                 }
                 Seen { field: request::RESPONSE_HEADERS, .. } => headers.clone(),

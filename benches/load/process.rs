@@ -24,12 +24,6 @@ impl Drop for Server {
 
 /// A command pinned to `core`; without a second core, or without `taskset`, unpinned.
 pub fn pinned(core: Option<usize>, program: &Path) -> Command {
-    if let Ok(wrap) = std::env::var("WRAP") {
-        let mut words = wrap.split(' ');
-        let mut command = Command::new(words.next().unwrap());
-        command.args(words).arg(program);
-        return command;
-    }
     match core {
         None => Command::new(program),
         Some(core) => {
@@ -43,8 +37,14 @@ pub fn pinned(core: Option<usize>, program: &Path) -> Command {
 impl Server {
     /// Starts this program again as `role` (`echo`, `null`); it prints its address.
     pub fn own(role: &str, core: Option<usize>) -> Self {
+        Self::own_with(role, core, &[])
+    }
+
+    /// [`Server::own`] with further arguments.
+    pub fn own_with(role: &str, core: Option<usize>, args: &[&str]) -> Self {
         let mut child = pinned(core, &std::env::current_exe().expect("a path"))
             .args(["--bench", "--role", role])
+            .args(args)
             .stdout(Stdio::piped())
             .spawn()
             .expect("this program starts again");
@@ -94,4 +94,23 @@ pub fn cpu_of(id: u32) -> Duration {
 /// A port that is free now.
 pub fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+/// Moves this process, the generator, to the last core, and returns the core for the servers. `None` where there is
+/// one core only, or no `taskset`.
+pub fn split_cores() -> Option<usize> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores > 1 && set_affinity(&(cores - 1).to_string())).then_some(0)
+}
+
+/// Gives this process all cores back.
+pub fn use_all_cores() {
+    let cores = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    set_affinity(cores.trim());
+}
+
+fn set_affinity(cores: &str) -> bool {
+    let id = std::process::id().to_string();
+    let set = Command::new("taskset").args(["-acp", cores, &id]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    set.is_ok_and(|status| status.success())
 }

@@ -1,5 +1,6 @@
 //! Binds the sockets, makes the parts and hands them to tasks.
 
+use std::collections::BTreeSet;
 use std::convert::Infallible;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use tokio::sync::oneshot;
 use crate::admin::health::HealthService;
 use crate::admin::{self, AdminState};
 use crate::collector::{self, PollError, SampleSink};
+use crate::config::features::Feature;
 use crate::config::settings::{CipherSuite, TlsVersion};
 use crate::config::{self, Config, DataSource};
 use crate::dialect::{self, Dialects, Wants};
@@ -35,6 +37,7 @@ use crate::scheduling::params::Params;
 use crate::scheduling::plugin::{Commit, Metric, Need, SignalKind};
 use crate::telemetry::metrics::family::Count;
 use crate::telemetry::metrics::{Metrics, MetricsOptions};
+use crate::telemetry::trace::{Exporter, Sampling, Traces};
 
 use super::grpc::Services;
 use super::{Addresses, App, Environment, Listeners, Unusable, files};
@@ -121,7 +124,10 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     pool.replace(specs);
     pool_synced.ready();
 
-    let director = Arc::new(Director::new(parts_of(&config, &environment, commits, &pool, &metrics, &clock)));
+    let traces = traces(&config, &metrics, &clock);
+    let mut director = parts_of(&config, &environment, commits, &pool, &metrics, &clock);
+    director.traces.clone_from(&traces);
+    let director = Arc::new(Director::new(director));
     observe(&config, &metrics, &pool, &clock);
 
     let ext_proc = ExtProc::new(Arc::new(Directed(Arc::clone(&director))), edge(&config), drain_watcher);
@@ -157,6 +163,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         drain: drain_trigger,
         drain_time,
         grace,
+        traces,
     })
 }
 
@@ -268,6 +275,7 @@ fn parts_of(
         dialects: Dialects::new(parsers),
         metrics: Arc::clone(metrics),
         clock: Arc::clone(clock),
+        traces: None,
         decisions: Arc::new(DecisionLog::new(settings.limits.debug_decisions)),
         settings: director::Settings {
             wants: Wants { prompts: config.registry.needs(&Need::Prompts) },
@@ -277,6 +285,35 @@ fn parts_of(
             access_log: settings.logging.access_log,
             seed: environment.seed,
         },
+    }
+}
+
+/// Traces, if the environment names a collector. One that cannot be used is no reason not to serve.
+fn traces(config: &Config, metrics: &Arc<Metrics>, clock: &Arc<dyn Clock>) -> Option<Arc<Traces>> {
+    let export = config.settings.trace_export.as_ref().filter(|_| config.settings.tracing)?;
+    let exporter = Exporter {
+        endpoint: export.endpoint.clone(),
+        headers: export.headers.clone(),
+        timeout: export.timeout,
+        gzip: export.gzip,
+        certificate: export.certificate.clone(),
+        sampling: Sampling { ratio: export.ratio, follows_parent: export.follows_parent },
+        resource: export.resource.clone(),
+        queue: export.queue,
+        batch: export.batch,
+        delay: export.delay,
+    };
+    match Traces::start(&exporter, Arc::clone(clock)) {
+        Ok(traces) => {
+            tracing::info!(endpoint = exporter.endpoint, sampled = export.ratio, "traces are exported");
+            let counted = Arc::clone(&traces);
+            metrics.watch_spans(move || counted.counts());
+            Some(traces)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "there are no traces: correct the OTEL_* environment, or set OTEL_TRACES_EXPORTER=none");
+            None
+        }
     }
 }
 
@@ -290,6 +327,12 @@ fn observe(config: &Config, metrics: &Arc<Metrics>, pool: &Arc<Pool>, clock: &Ar
     let in_flight = config.registry.producers(SignalKind::InFlight).next().map(ToString::to_string);
     let shown = Arc::clone(pool);
     metrics.watch_pool(Arc::clone(clock), in_flight, move || shown.snapshot().clone());
+    let shown = Arc::clone(pool);
+    metrics.watch_scores(config.names.clone(), move || shown.snapshot().clone());
+    let asked = |f: &Feature| f.by.iter().map(|by| (f.name.to_owned(), by.clone())).collect::<Vec<_>>();
+    // Several attributes may be read for one plugin.
+    let features: BTreeSet<(String, String)> = config.features.iter().flat_map(asked).collect();
+    metrics.show_features(features.into_iter().collect());
     let producers = config.producers.clone();
     metrics.watch_prefix_size(move || {
         producers.iter().filter_map(|p| Some((p.name.to_string(), p.kind.to_owned(), p.producer.size()?))).collect()
@@ -353,7 +396,7 @@ fn tls(config: &Config) -> Result<Tls, Unusable> {
 
 /// The collector, if any plugin reads metrics.
 fn collection(config: &Config, pool: &Arc<Pool>, metrics: &Arc<Metrics>) -> anyhow::Result<Option<Collection>> {
-    let mut wanted: std::collections::BTreeSet<Metric> = config
+    let mut wanted: BTreeSet<Metric> = config
         .registry
         .needs
         .keys()

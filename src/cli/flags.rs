@@ -9,6 +9,7 @@
 //! `--tracing false` where Go means a flag and a stray word.
 
 mod errors;
+mod otel;
 mod spelling;
 #[cfg(test)]
 mod tests;
@@ -174,7 +175,7 @@ pub struct Flags {
     /// Metrics about ext_proc streams.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     enable_grpc_stream_metrics: bool,
-    /// Accepted for compatibility: there are no traces yet.
+    /// Export traces, if the environment names a collector (OTEL_TRACES_EXPORTER=otlp).
     #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     tracing: bool,
     /// Verbosity: 0 error, 1 warn, 2 default, 3 verbose, 4 debug, 5 trace.
@@ -447,6 +448,7 @@ impl Flags {
             leader_election: self.ha_enable_leader_election,
             health_checking: self.health_checking,
             tracing: self.tracing,
+            trace_export: otel::traces(env, problems),
             strip_control_headers: self.strip_control_headers,
             debug_response_header: self.debug_response_header,
             token_metrics: self.token_metrics,

@@ -6,18 +6,20 @@ use std::fmt::Write;
 
 use super::Gates;
 use super::document::{API_VERSION, KIND};
+use super::features::Feature;
 use super::resolve::layers::Layers;
 use super::resolve::plugins::{Entry, Plugins, is_written};
 use super::resolve::profiles::Profiles;
 use super::yaml::type_of_plain;
 use crate::domain::node::{Node, Value};
-use crate::scheduling::plugin::{Metric, Need};
 
 /// What is rendered.
 pub(super) struct Outline<'a> {
     /// The document in today's shape.
     pub node: &'a Node,
     pub gates: Gates,
+    /// What can be switched on, and by whom it is.
+    pub features: &'a [Feature],
     pub inject_defaults: bool,
     pub plugins: &'a Plugins<'a>,
     pub profiles: &'a Profiles,
@@ -25,17 +27,17 @@ pub(super) struct Outline<'a> {
 }
 
 pub(super) fn document(outline: &Outline<'_>) -> String {
-    let Outline { node, gates, plugins, profiles, layers, .. } = outline;
+    let Outline { node, gates, features, plugins, profiles, layers, .. } = outline;
     let mut out = String::new();
     // Writing to a String cannot fail; `let _` says so once per line.
     let _ = writeln!(out, "# The configuration in full, with every default written out.");
-    let _ = writeln!(out, "# Work that is switched on, and the plugins that ask for it:");
-    if plugins.needs().next().is_none() {
-        let _ = writeln!(out, "#   none");
+    let _ = writeln!(out, "# Work that is switched on, and the plugins and flags that ask for it:");
+    for feature in features.iter().filter(|f| f.is_on()) {
+        let _ = writeln!(out, "#   {}: {}", comment(&feature.what), comment(&feature.by.join(", ")));
     }
-    for (need, names) in plugins.needs() {
-        let _ = writeln!(out, "#   {}: {}", describe(need), comment(&names.join(", ")));
-    }
+    let off: Vec<String> = features.iter().filter(|f| !f.is_on()).map(|f| comment(&f.what)).collect();
+    let _ = writeln!(out, "# Work that nobody asks for and that is not done:");
+    let _ = writeln!(out, "#   {}", if off.is_empty() { "none".into() } else { off.join("; ") });
     let _ = writeln!(out, "apiVersion: {API_VERSION}\nkind: {KIND}");
     let _ = writeln!(out, "featureGates:");
     let _ = writeln!(out, "- \"flowControl={}\"", gates.flow_control);
@@ -114,19 +116,6 @@ fn others(out: &mut String, section: Option<&Node>, known: &[&str]) {
     for (key, _, node) in entries.iter().filter(|(key, _, _)| !known.contains(&key.as_str())) {
         let _ = write!(out, "  {}:", text(key));
         value(out, node, 2);
-    }
-}
-
-fn describe(need: &Need) -> String {
-    match need {
-        Need::Prompts => "prompts of the request body".into(),
-        Need::Usage => "token counts of the answer".into(),
-        Need::Metric(Metric::Waiting) => "metric: waiting requests".into(),
-        Need::Metric(Metric::Running) => "metric: running requests".into(),
-        Need::Metric(Metric::KvUsage) => "metric: KV cache usage".into(),
-        Need::Metric(Metric::CacheInfo) => "metric: cache geometry".into(),
-        Need::Metric(Metric::Lora) => "metric: LoRA adapters".into(),
-        Need::Metric(Metric::Attribute(key)) => format!("metric: attribute {}", comment(key)),
     }
 }
 

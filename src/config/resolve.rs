@@ -15,6 +15,7 @@ pub(super) mod profiles;
 mod tests;
 
 use super::document::Document;
+use super::features;
 use super::render::{self, Outline};
 use super::{Config, ConfigError, Gates, NamedProducer, Settings, Tables, legacy, yaml};
 use crate::domain::PoolIdentity;
@@ -130,8 +131,8 @@ fn attempt(
         return None;
     }
 
-    let parsers = layers.parsers.iter().map(|i| plugins.declared(*i)).collect();
-    let sources = layers
+    let parsers: Vec<_> = layers.parsers.iter().map(|i| plugins.declared(*i)).collect();
+    let sources: Vec<super::DataSource> = layers
         .sources
         .iter()
         .map(|(source, extractors)| super::DataSource {
@@ -141,9 +142,11 @@ fn attempt(
         .collect();
     let saturation = plugins.declared(layers.saturation?);
     let discovery = layers.discovery.map(|i| plugins.declared(i));
+    let features = features::of(plugins.registry(), &parsers, &sources, &settings);
     let rendered = render::document(&Outline {
         node: &node,
         gates,
+        features: &features,
         inject_defaults: document.data_layer.inject_defaults,
         plugins: &plugins,
         profiles: &profiles,
@@ -170,6 +173,7 @@ fn attempt(
         sources,
         discovery,
         saturation,
+        features,
         flow_control: document.flow_control.map(|f| f.value).unwrap_or_default(),
         warnings: Vec::new(),
         rendered,

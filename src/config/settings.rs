@@ -145,8 +145,35 @@ pub struct Intervals {
     pub grace: Duration,
 }
 
+/// Where traces go, from the environment of OpenTelemetry.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TraceExport {
+    /// The collector, with scheme (`OTEL_EXPORTER_OTLP_ENDPOINT`; this and the next four also as `…_OTLP_TRACES_…`).
+    pub endpoint: String,
+    /// Headers of each call (`OTEL_EXPORTER_OTLP_HEADERS`).
+    pub headers: Vec<(String, String)>,
+    /// Longest time of one export (`OTEL_EXPORTER_OTLP_TIMEOUT`).
+    pub timeout: Duration,
+    /// Whether calls are compressed (`OTEL_EXPORTER_OTLP_COMPRESSION`).
+    pub gzip: bool,
+    /// PEM file of authorities (`OTEL_EXPORTER_OTLP_CERTIFICATE`).
+    pub certificate: Option<PathBuf>,
+    /// Share of requests that are recorded, 0 to 1 (`OTEL_TRACES_SAMPLER`, `OTEL_TRACES_SAMPLER_ARG`).
+    pub ratio: f64,
+    /// Whether the decision in the request's `traceparent` counts (`OTEL_TRACES_SAMPLER`).
+    pub follows_parent: bool,
+    /// Attributes of this process (`OTEL_RESOURCE_ATTRIBUTES`, `OTEL_SERVICE_NAME`).
+    pub resource: Vec<(String, String)>,
+    /// Spans that may wait for export (`OTEL_BSP_MAX_QUEUE_SIZE`).
+    pub queue: usize,
+    /// Spans of one export (`OTEL_BSP_MAX_EXPORT_BATCH_SIZE`).
+    pub batch: usize,
+    /// Longest time that a span waits for others (`OTEL_BSP_SCHEDULE_DELAY`).
+    pub delay: Duration,
+}
+
 /// All that the flags say.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// Listeners.
     pub ports: Ports,
@@ -172,8 +199,10 @@ pub struct Settings {
     pub leader_election: bool,
     /// `--health-checking`: gRPC health on the ext_proc port as well.
     pub health_checking: bool,
-    /// `--tracing`.
+    /// `--tracing`: whether traces are exported, if there is a collector.
     pub tracing: bool,
+    /// The collector, if the environment names one.
+    pub trace_export: Option<TraceExport>,
     /// `--strip-control-headers`.
     pub strip_control_headers: bool,
     /// `--debug-response-header`.
@@ -230,6 +259,7 @@ impl Default for Settings {
             leader_election: false,
             health_checking: false,
             tracing: true,
+            trace_export: None,
             strip_control_headers: true,
             debug_response_header: false,
             token_metrics: true,

@@ -12,11 +12,14 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use crate::dialect::{self, AnswerFormat, ModelRestorer, Parsed, UsageReader};
-use crate::domain::{Decision, Endpoint, Headers, InferenceRequest, Outcome, Rejection, Signals, Timestamp, Usage};
+use crate::domain::{
+    Decision, Endpoint, Headers, InferenceRequest, Outcome, Rejection, Signals, Slot, Timestamp, Usage,
+};
 use crate::extproc::{CompleteRequest, Exchange, Route};
 use crate::scheduling::plugin::{End, ResponseStart, Watch};
 use crate::telemetry::access::AccessLine;
 use crate::telemetry::metrics::{RequestMetrics, Running, StreamGuard};
+use crate::telemetry::trace::RequestTrace;
 
 use super::{Committed, Director};
 
@@ -44,6 +47,7 @@ pub struct DirectedExchange {
     director: Arc<Director>,
     opened_at: Timestamp,
     stream: Option<StreamGuard>,
+    trace: Option<Box<RequestTrace>>,
     metrics: Option<Arc<RequestMetrics>>,
     running: Option<Running>,
     method: Option<Box<str>>,
@@ -68,6 +72,7 @@ impl DirectedExchange {
         let stream = director.parts.metrics.stream_opened();
         Self {
             stream: Some(stream),
+            trace: None,
             metrics: None,
             running: None,
             director,
@@ -112,6 +117,10 @@ impl DirectedExchange {
                 request.id = id.into();
             }
         }
+        if let Some(trace) = &self.trace {
+            set_headers.push((Cow::Borrowed("traceparent"), trace.traceparent().into()));
+        }
+        self.trace.take_if(|trace| !trace.is_recording());
         let rewrite = control(&REWRITE).map(Box::<str>::from);
         request.headers = headers;
         self.request_bytes = body.len() as u64;
@@ -131,13 +140,14 @@ impl DirectedExchange {
         let replaces = rewrite.filter(|target| !parsed.model_spans.is_empty() && *target != request.model);
         request.target_model = replaces.clone().unwrap_or_else(|| request.model.clone());
 
-        let Committed { decision, signals, watches } = director.route(&self.request, subset.as_ref())?;
+        let Committed { decision, signals, watches } =
+            director.route(&self.request, subset.as_ref(), self.trace.as_deref_mut())?;
         self.watches = watches;
         parts.decisions.record(&self.request, &decision, &signals);
         let destination = Arc::clone(decision.destination());
         self.predicted_cached =
             signals.prefix.first().filter(|m| m.total_blocks > 0).map(|m| m.tokens(destination.slot));
-        self.observe_prefix(&signals);
+        self.observe_prefix(&signals, destination.slot);
         for (name, value) in &decision.headers {
             set_headers.push((Cow::Borrowed(*name), Bytes::copy_from_slice(value.as_bytes())));
         }
@@ -155,13 +165,15 @@ impl DirectedExchange {
         Ok(route)
     }
 
-    /// Observes each index's best match; prompts below one block are no look-up.
-    fn observe_prefix(&self, signals: &Signals) {
+    /// Observes each index's best match and that of the `picked` endpoint; prompts below one block are no
+    /// look-up.
+    fn observe_prefix(&self, signals: &Signals, picked: Slot) {
         for (found, metrics) in signals.prefix.iter().zip(&self.director.prefix_metrics) {
             if found.total_blocks > 0 {
                 let best = found.matched.iter().copied().max().unwrap_or(0);
                 let bytes = u64::from(best) * u64::from(found.block_tokens) * 4;
                 metrics.observe(best as f32 / found.total_blocks as f32, bytes);
+                metrics.observe_picked(found.share(picked));
             }
         }
     }
@@ -215,6 +227,7 @@ impl DirectedExchange {
                 Outcome::Completed => {
                     metrics.observe_response_size(answer.bytes);
                     metrics.observe_usage(&usage);
+                    self.compare_prediction(&usage);
                     if let Some(ttft) = ttft {
                         metrics.observe_ttft(ttft, answer.streamed);
                     }
@@ -246,12 +259,13 @@ impl DirectedExchange {
             };
             stream.finish(code, total);
         }
-        if !parts.settings.access_log {
+        let trace = self.trace.take();
+        if !parts.settings.access_log && trace.is_none() {
             return;
         }
         let request = &self.request;
         let refused = self.rejection.as_ref().map(Rejection::status);
-        AccessLine {
+        let line = AccessLine {
             request_id: &request.id,
             method: self.method.as_deref(),
             path: &request.path,
@@ -272,8 +286,26 @@ impl DirectedExchange {
             usage,
             rejection: self.rejection.as_ref(),
             predicted_cached_tokens: self.predicted_cached,
+        };
+        if parts.settings.access_log {
+            line.emit();
         }
-        .emit();
+        if let Some(trace) = trace {
+            trace.end(&line, &parts.plugins, now);
+        }
+    }
+
+    /// Holds what the chosen endpoint was believed to have cached against what it says it had.
+    fn compare_prediction(&self, usage: &Usage) {
+        let (Some(predicted), Some(delivered)) = (self.predicted_cached, usage.cached_tokens) else { return };
+        // An answer of another endpoint says nothing about the one that was chosen.
+        let elsewhere = match (self.served.as_deref(), &self.destination) {
+            (Some(served), Some(chosen)) => served != chosen.destination(),
+            _ => false,
+        };
+        if let Some(metrics) = self.director.prefix_metrics.first().filter(|_| !elsewhere) {
+            metrics.compare(predicted, delivered, usage.prompt_tokens.unwrap_or(0));
+        }
     }
 
     fn metrics_decided(&self) -> Option<Duration> {
@@ -286,6 +318,7 @@ impl Exchange for DirectedExchange {
         let request = &mut self.request;
         request.path = dialect::request_path(headers).into();
         request.id = headers.get("x-request-id").filter(|id| id.len() <= MAX_CONTROL_VALUE).unwrap_or("").into();
+        self.trace = self.director.parts.traces.as_ref().and_then(|traces| traces.begin(headers, self.opened_at));
         self.method = headers.get(":method").filter(|m| m.len() <= MAX_CONTROL_VALUE).map(Into::into);
     }
 
@@ -301,6 +334,9 @@ impl Exchange for DirectedExchange {
         let result = self.try_decide(request);
         let finished = self.director.parts.clock.now();
         self.decided_in = finished.since(started);
+        if let Some(trace) = &mut self.trace {
+            trace.decided(started, finished);
+        }
         if let Err(rejection) = &result {
             self.rejection = Some(rejection.clone());
         }

@@ -3,11 +3,12 @@
 //! Each scorer writes into one scratch column that is reused; its values are clamped to 0..=1 and
 //! added to the totals with the scorer's weight. Nothing is allocated per endpoint.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::domain::decision::{CandidateScores, Explanation};
-use crate::domain::{ProfileResult, Ranked, Slot, Timestamp};
+use crate::domain::{ProfileResult, Ranked, Slot, Timestamp, Topology};
 
 use super::plugin::{Cycle, Filter, Picker, Scorer};
 
@@ -38,19 +39,60 @@ pub struct Profile {
     pub picker: (Arc<str>, Arc<dyn Picker>),
 }
 
-/// Times the plugins of one decision. The clock is the caller's: this room may not read one.
+/// One call of a plugin.
+#[derive(Clone, Debug)]
+pub struct Lap {
+    /// Extension point, as metrics name it.
+    pub point: &'static str,
+    /// Plugin name.
+    pub name: Arc<str>,
+    /// When it was called.
+    pub started: Timestamp,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// One run of a profile: what its filters left and what its scorers said.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Profile name.
+    pub profile: Arc<str>,
+    /// When it began.
+    pub started: Timestamp,
+    /// When it ended.
+    pub ended: Timestamp,
+    /// Its laps among [`Laps::laps`].
+    pub laps: Range<usize>,
+    /// Candidates before the filters.
+    pub base: usize,
+    /// The endpoints that the slots mean.
+    pub topology: Arc<Topology>,
+    /// Candidates that the filters left, in slot order.
+    pub candidates: Vec<Slot>,
+    /// Scorers with their weights, in the order of `values`.
+    pub scorers: Vec<(Arc<str>, f32)>,
+    /// Values from 0 to 1, scorer by scorer, each as many as there are candidates.
+    pub values: Vec<f32>,
+    /// Weighted sums by candidate; empty if the run ended before.
+    pub totals: Vec<f32>,
+}
+
+/// Observes one decision: when each plugin ran and what it said. The clock is the caller's, since this
+/// room may not read one. It allocates, so it is made for few decisions only.
 pub struct Laps {
     now: Box<dyn Fn() -> Timestamp + Send>,
     last: Timestamp,
-    /// Extension point, plugin name and time of each call, in order.
-    pub laps: Vec<(&'static str, Arc<str>, Duration)>,
+    /// Each call, in order.
+    pub laps: Vec<Lap>,
+    /// Each run of a profile, in order.
+    pub runs: Vec<Run>,
 }
 
 impl Laps {
     /// Starts the first lap.
     pub fn start(now: impl Fn() -> Timestamp + Send + 'static) -> Self {
         let last = now();
-        Self { now: Box::new(now), last, laps: Vec::with_capacity(16) }
+        Self { now: Box::new(now), last, laps: Vec::with_capacity(16), runs: Vec::with_capacity(1) }
     }
 
     /// Starts a lap without ending one: what ran since the last one was no plugin.
@@ -61,15 +103,62 @@ impl Laps {
     /// Ends the lap of the plugin that just ran and starts the next one.
     pub fn lap(&mut self, point: &'static str, name: &Arc<str>) {
         let now = (self.now)();
-        self.laps.push((point, Arc::clone(name), now.since(self.last)));
+        self.laps.push(Lap { point, name: Arc::clone(name), started: self.last, took: now.since(self.last) });
         self.last = now;
+    }
+
+    fn begin(&mut self, profile: &Profile, cx: &Cycle<'_>, base: usize) {
+        self.restart();
+        self.runs.push(Run {
+            profile: Arc::clone(&profile.name),
+            started: self.last,
+            ended: self.last,
+            laps: self.laps.len()..self.laps.len(),
+            base,
+            topology: Arc::clone(&cx.snapshot.topology),
+            candidates: Vec::new(),
+            scorers: Vec::new(),
+            values: Vec::new(),
+            totals: Vec::new(),
+        });
+    }
+
+    fn filtered(&mut self, candidates: &[Slot], scorers: &[WeightedScorer]) {
+        if let Some(run) = self.runs.last_mut() {
+            run.candidates = candidates.to_vec();
+            run.scorers = scorers.iter().map(|s| (Arc::clone(&s.name), s.weight)).collect();
+            run.values = Vec::with_capacity(candidates.len() * scorers.len());
+        }
+        // Copying is no plugin's time.
+        self.restart();
+    }
+
+    fn scored(&mut self, column: &[f32]) {
+        if let Some(run) = self.runs.last_mut() {
+            run.values.extend_from_slice(column);
+        }
+        self.restart();
+    }
+
+    fn summed(&mut self, totals: &[f32]) {
+        if let Some(run) = self.runs.last_mut() {
+            run.totals = totals.to_vec();
+        }
+        self.restart();
+    }
+
+    fn end(&mut self) {
+        let (laps, now) = (self.laps.len(), self.last);
+        if let Some(run) = self.runs.last_mut() {
+            (run.laps.end, run.ended) = (laps, now);
+        }
     }
 }
 
 /// Buffers that one thread reuses from decision to decision.
 #[derive(Default)]
 pub struct Scratch {
-    /// If set, the plugins that run are timed.
+    /// If set, the plugins that run are observed.
     pub laps: Option<Laps>,
     candidates: Vec<Slot>,
     column: Vec<f32>,
@@ -93,7 +182,7 @@ impl Profile {
         let mut explanation = explain.then(Box::<Explanation>::default);
 
         if let Some(laps) = laps {
-            laps.restart();
+            laps.begin(self, cx, base.len());
         }
         for (name, filter) in &self.filters {
             let before = explanation.is_some().then(|| candidates.clone());
@@ -105,6 +194,10 @@ impl Profile {
                 let gone = before.into_iter().filter(|slot| candidates.binary_search(slot).is_err());
                 explanation.removed.extend(gone.map(|slot| (slot, Arc::clone(name))));
             }
+        }
+        if let Some(laps) = laps {
+            laps.filtered(candidates, &self.scorers);
+            laps.end();
         }
         if candidates.is_empty() {
             return None;
@@ -131,6 +224,9 @@ impl Profile {
                 *value = if value.is_nan() { 0.0 } else { value.clamp(0.0, 1.0) };
                 *total += weight * *value;
             }
+            if let Some(laps) = laps {
+                laps.scored(column);
+            }
             if let Some(explanation) = explanation.as_mut() {
                 for (candidate, value) in explanation.candidates.iter_mut().zip(column.iter()) {
                     candidate.values.push(*value);
@@ -143,10 +239,14 @@ impl Profile {
             }
         }
 
+        if let Some(laps) = laps {
+            laps.summed(totals);
+        }
         picked.clear();
         self.picker.1.pick(cx, candidates, totals, rng, picked);
         if let Some(laps) = laps {
             laps.lap("Picker", &self.picker.0);
+            laps.end();
         }
         let ranked: smallvec::SmallVec<[Ranked; 1]> = picked
             .iter()

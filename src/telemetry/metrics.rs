@@ -16,6 +16,9 @@
 pub mod catalog;
 pub mod family;
 mod pool;
+mod prefix;
+mod process;
+pub mod scores;
 #[cfg(test)]
 mod tests;
 pub mod twins;
@@ -31,8 +34,11 @@ use smallvec::SmallVec;
 
 use self::catalog as c;
 pub use self::family::{Count, Family, LabelCap, Lazy, OTHER, Page};
+pub use self::prefix::PrefixMetrics;
 use crate::domain::{Endpoint, Outcome, Snapshot, Usage};
 use crate::lifecycle::clock::Clock;
+use crate::scheduling::profile::Run;
+use scores::Scores;
 
 /// Content type of the page.
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -93,6 +99,7 @@ pub struct Metrics {
     attempts: Family<Count>,
     plugins: Family<Lazy>,
     prefix: Family<PrefixMetrics>,
+    scores: Arc<Scores>,
     rewrites: Family<Count>,
     poll_errors: Family<Count>,
     extract_errors: Family<Count>,
@@ -130,6 +137,7 @@ impl Metrics {
             attempts: Family::new(MAX_ATTEMPTS),
             plugins: Family::new(MAX_CONFIGURED),
             prefix: Family::new(MAX_CONFIGURED),
+            scores: Arc::default(),
             rewrites: Family::new(MAX_CONFIGURED * 4),
             poll_errors: Family::new(MAX_CONFIGURED),
             extract_errors: Family::new(MAX_CONFIGURED),
@@ -237,6 +245,11 @@ impl Metrics {
         self.prefix.with(&[plugin_name, plugin_type])
     }
 
+    /// Keeps the scores of an observed run for the page.
+    pub fn record_scores(&self, run: &Run) {
+        self.scores.record(run);
+    }
+
     // Inputs.
 
     /// The counter of failed reads of one source, such as `metrics-data-source`.
@@ -270,6 +283,34 @@ impl Metrics {
         snapshot: impl Fn() -> Arc<Snapshot> + Send + Sync + 'static,
     ) {
         self.register(move |page| pool::collect(page, &snapshot(), clock.now(), in_flight.as_deref()));
+    }
+
+    /// Shows the last scores of the endpoints; `kinds` are plugin types by name.
+    pub fn watch_scores(
+        &self,
+        kinds: Vec<(Arc<str>, &'static str)>,
+        snapshot: impl Fn() -> Arc<Snapshot> + Send + Sync + 'static,
+    ) {
+        let scores = Arc::clone(&self.scores);
+        self.register(move |page| scores.collect(page, &snapshot(), &kinds));
+    }
+
+    /// Shows what is switched on, as (feature, plugin or flag).
+    pub fn show_features(&self, features: Vec<(String, String)>) {
+        self.register(move |page| {
+            for (feature, plugin) in features.iter().take(MAX_CONFIGURED) {
+                page.value(&c::FEATURES, &[feature, plugin], 1.0);
+            }
+        });
+    }
+
+    /// Shows how many spans were recorded, exported, and lost because the collector did not take them.
+    pub fn watch_spans(&self, counts: impl Fn() -> [u64; 3] + Send + Sync + 'static) {
+        self.register(move |page| {
+            for (result, count) in ["recorded", "exported", "failed"].into_iter().zip(counts()) {
+                page.value(&c::TRACE_SPANS, &[result], count as f64);
+            }
+        });
     }
 
     /// Shows the sizes of prefix indexes, as (plugin name, plugin type, entries).
@@ -308,12 +349,10 @@ impl Metrics {
         counts(&mut page, &c::POLL_ERRORS, &self.poll_errors);
         counts(&mut page, &c::EXTRACT_ERRORS, &self.extract_errors);
         self.plugins.for_each(|labels, lazy| page.lazy(&c::PLUGIN_DURATION, labels, lazy));
-        self.prefix.for_each(|labels, prefix| {
-            page.lazy(&c::PREFIX_HIT_RATIO, labels, &prefix.ratio);
-            page.lazy(&c::PREFIX_HIT_BYTES, labels, &prefix.bytes);
-        });
+        self.prefix.for_each(|labels, prefix| prefix.collect(&mut page, labels));
         self.requests.for_each(|labels, request| request.collect(&mut page, labels));
         self.folded.for_each(|labels, request| request.collect(&mut page, labels));
+        process::collect(&mut page);
         let sources = self.sources.read().clone();
         for source in sources {
             source(&mut page);
@@ -489,21 +528,6 @@ impl PluginTimer {
     /// Time of one call.
     pub fn observe(&self, took: Duration) {
         self.lazy.observe(&c::PLUGIN_DURATION, took.as_secs_f64());
-    }
-}
-
-/// Look-ups of one prefix index.
-#[derive(Debug, Default)]
-pub struct PrefixMetrics {
-    ratio: Lazy,
-    bytes: Lazy,
-}
-
-impl PrefixMetrics {
-    /// One look-up: the share and the bytes of the prompt that the best endpoint holds.
-    pub fn observe(&self, ratio: f32, bytes: u64) {
-        self.ratio.observe(&c::PREFIX_HIT_RATIO, f64::from(ratio));
-        self.bytes.observe(&c::PREFIX_HIT_BYTES, bytes as f64);
     }
 }
 

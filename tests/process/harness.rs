@@ -168,7 +168,18 @@ impl Picker {
     }
 
     pub async fn start_with(args: &[&str]) -> Self {
-        let mut child = command().args(args).spawn().unwrap();
+        Self::start_in(args, &[]).await
+    }
+
+    /// As [`Self::start`], with these variables in the otherwise empty environment.
+    pub async fn start_with_env(folder: &Folder, args: &[&str], env: &[(&str, &str)]) -> Self {
+        let config = folder.text("config.yaml");
+        let all = [&["--config-file", config.as_str()][..], &PORTS, args].concat();
+        Self::start_in(&all, env).await
+    }
+
+    async fn start_in(args: &[&str], env: &[(&str, &str)]) -> Self {
+        let mut child = command().args(args).envs(env.iter().copied()).spawn().unwrap();
         let log = Lines::default();
         let readers = vec![log.follow(child.stderr.take().unwrap()), log.follow(child.stdout.take().unwrap())];
         let mut serving = None;

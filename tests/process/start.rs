@@ -68,6 +68,14 @@ async fn check_prints_a_configuration_that_loads_again() {
     let first = run(&["check", "--config-file", &folder.text("config.yaml")]).await;
     assert_eq!(first.code, Some(0), "{first:?}");
     assert!(first.out.contains("max-score-picker") && first.out.contains("openai-parser"), "{}", first.out);
+    for line in [
+        "#   prefix index: approx-prefix-cache-producer\n",
+        "#   accounting of work in flight: inflight-load-producer\n",
+        "#   token counts of the answer: --token-metrics\n",
+        "; metrics pages of the endpoints; scores in the metadata",
+    ] {
+        assert!(first.out.contains(line), "no `{line}` in {}", first.out);
+    }
     folder.write("resolved.yaml", &first.out);
     let resolved = folder.text("resolved.yaml");
     let again = run(&["check", "--config-file", &resolved]).await;

@@ -1,6 +1,7 @@
 //! A data plane's side of ext_proc over the generated client, for tests that include this file.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ impl Stream for Outbound {
 #[derive(Debug, Default)]
 pub struct Routed {
     pub destination: String,
+    /// Headers that were set, the destination among them.
+    pub set_headers: BTreeMap<String, String>,
     pub body: Vec<u8>,
 }
 
@@ -100,7 +103,11 @@ impl Call {
         let mut routed = Routed::default();
         loop {
             match self.answer().await {
-                Response::RequestHeaders(answer) => routed.destination = destination(&answer),
+                Response::RequestHeaders(answer) => {
+                    routed.set_headers = set_headers(&answer);
+                    routed.destination =
+                        routed.set_headers.get("x-gateway-destination-endpoint").cloned().unwrap_or_default();
+                }
                 Response::RequestBody(answer) => {
                     let (piece, end) = streamed(answer);
                     routed.body.extend_from_slice(&piece);
@@ -153,12 +160,10 @@ impl Call {
     }
 }
 
-fn destination(answer: &wire::HeadersResponse) -> String {
+fn set_headers(answer: &wire::HeadersResponse) -> BTreeMap<String, String> {
     let set = answer.response.iter().flat_map(|r| &r.header_mutation).flat_map(|m| &m.set_headers);
-    set.flat_map(|option| &option.header)
-        .find(|h| h.key == "x-gateway-destination-endpoint")
-        .map(|h| String::from_utf8_lossy(&h.raw_value).into_owned())
-        .unwrap_or_default()
+    let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+    set.flat_map(|option| &option.header).map(|h| (text(&h.key), text(&h.raw_value))).collect()
 }
 
 fn streamed(answer: wire::BodyResponse) -> (Bytes, bool) {

@@ -1,4 +1,5 @@
-//! `promtool check metrics`: the judge of a page in the Prometheus text format.
+//! promtool: the judge of pages in the Prometheus text format and of queries.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -19,10 +20,29 @@ fn is_the_letter_d(line: &str) -> bool {
     })
 }
 
+/// Fails unless promtool can parse every one of `queries`.
+#[track_caller]
+pub fn parses(queries: &[String]) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("rules.yaml");
+    let quoted = |query: &String| format!("'{}'", query.replace('\'', "''"));
+    let rules: String =
+        queries.iter().enumerate().map(|(i, q)| format!("  - {{record: q{i}, expr: {}}}\n", quoted(q))).collect();
+    std::fs::write(&file, format!("groups:\n- name: queries\n  rules:\n{rules}")).expect("it can be written");
+    let output = Command::new(binary()).args(["check", "rules"]).arg(&file).output().expect("promtool runs");
+    let said = [&output.stdout, &output.stderr].map(|bytes| String::from_utf8_lossy(bytes).into_owned()).concat();
+    assert!(output.status.success(), "promtool check rules:\n{said}");
+    assert!(said.contains(&format!("{} rules found", queries.len())), "{said}");
+}
+
+fn binary() -> std::ffi::OsString {
+    let named = std::env::vars_os().find(|(name, _)| name == "PROMTOOL_BIN");
+    named.map_or_else(|| "promtool".into(), |(_, path)| path)
+}
+
 /// What promtool says, line by line.
 fn complaints(page: &str) -> Vec<String> {
-    let named = std::env::vars_os().find(|(name, _)| name == "PROMTOOL_BIN");
-    let binary = named.map_or_else(|| "promtool".into(), |(_, path)| path);
+    let binary = binary();
     let mut child = Command::new(&binary)
         .args(["check", "metrics"])
         .stdin(Stdio::piped())
@@ -30,7 +50,10 @@ fn complaints(page: &str) -> Vec<String> {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap_or_else(|error| {
-            panic!("cannot run promtool ({}: {error}): run scripts/get-promtool, or set PROMTOOL_BIN", binary.display())
+            panic!(
+                "cannot run promtool ({}: {error}): run scripts/get-promtool, or set PROMTOOL_BIN",
+                binary.to_string_lossy()
+            )
         });
     let mut stdin = child.stdin.take().expect("piped");
     let page = page.as_bytes().to_vec();

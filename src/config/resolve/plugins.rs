@@ -6,7 +6,7 @@ use crate::config::Declared;
 use crate::config::document::{Document, Placed};
 use crate::config::tables::{Kind, Tables, UPSTREAM};
 use crate::domain::node::{Node, Position, Problems, nearest};
-use crate::scheduling::plugin::{About, Build, Built, Need, Producer, Registry, Stability};
+use crate::scheduling::plugin::{About, Build, Built, Producer, Registry, Stability};
 
 /// One plugin.
 pub(in crate::config) struct Entry {
@@ -391,9 +391,9 @@ impl<'t> Plugins<'t> {
         self.entries[index].declared.clone()
     }
 
-    /// What plugins need, for the comments of the rendering.
-    pub fn needs(&self) -> impl Iterator<Item = (&Need, &Vec<String>)> {
-        self.registry.needs.iter()
+    /// The shared state, for what it says about switched-on work.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// Producers in running order.

@@ -8,13 +8,15 @@
 
 use prometheus::proto::MetricType;
 
-/// Prefix of every current name.
+/// Prefix of every current name but those of [`PROCESS`].
 pub const PREFIX: &str = "llm_d_epp_";
+/// What the names begin with that every Prometheus client library gives its process.
+pub const PROCESS: &str = "process_";
 
 /// One family without its prefix.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
-    /// Name without [`PREFIX`].
+    /// Name without [`PREFIX`]; of [`PROCESS`] families the whole name.
     pub name: &'static str,
     /// Help text.
     pub help: &'static str,
@@ -24,6 +26,18 @@ pub struct Spec {
     pub kind: MetricType,
     /// Upper bounds, for histograms.
     pub buckets: &'static [f64],
+}
+
+impl Spec {
+    /// The name on the page.
+    pub fn full_name(&self) -> String {
+        if self.name.starts_with(PROCESS) { self.name.to_owned() } else { format!("{PREFIX}{}", self.name) }
+    }
+
+    /// Whether this is the family called `name` on the page.
+    pub fn is_called(&self, name: &str) -> bool {
+        name == self.name && name.starts_with(PROCESS) || name.strip_prefix(PREFIX) == Some(self.name)
+    }
 }
 
 const MODEL: &[&str] = &["model_name", "target_model_name", "fairness_id", "priority"];
@@ -98,7 +112,7 @@ macro_rules! catalog {
                 name: $name, help: $help, labels: $labels, kind: MetricType::$kind, buckets: $buckets,
             };
         )*
-        /// Every family.
+        /// Every family with our prefix, and those of the process.
         pub const ALL: &[Spec] = &[$($id),*];
     };
 }
@@ -172,6 +186,26 @@ catalog! {
     PREFIX_HIT_BYTES = HISTOGRAM "prefix_indexer_hit_bytes" PLUGIN, HIT_BYTES_BUCKETS,
         "Bytes of the prompt that the best endpoint is believed to hold, per look-up.";
 
+    PREFIX_PICKED_RATIO = HISTOGRAM "prefix_indexer_picked_hit_ratio" PLUGIN, RATIO_BUCKETS,
+        "Share of the prompt that the picked endpoint is believed to hold, per decision.";
+    PREFIX_COMPARED = COUNTER "prefix_compared_requests_total" PLUGIN, &[],
+        "Requests whose prediction was compared: completed, served by the picked endpoint, which counted cached tokens.";
+    PREFIX_PROMPT_TOKENS = COUNTER "prefix_prompt_tokens_total" PLUGIN, &[],
+        "Prompt tokens of compared requests, as counted by the model server.";
+    PREFIX_PREDICTED_TOKENS = COUNTER "prefix_predicted_tokens_total" PLUGIN, &[],
+        "Prompt tokens of compared requests that the picked endpoint was believed to hold.";
+    PREFIX_DELIVERED_TOKENS = COUNTER "prefix_delivered_tokens_total" PLUGIN, &[],
+        "Prompt tokens of compared requests that the model server took from its prefix cache.";
+    PREFIX_OVER_TOKENS = COUNTER "prefix_overpredicted_tokens_total" PLUGIN, &[],
+        "Tokens predicted beyond what was delivered, summed over compared requests.";
+    PREFIX_UNDER_TOKENS = COUNTER "prefix_underpredicted_tokens_total" PLUGIN, &[],
+        "Tokens delivered beyond what was predicted, summed over compared requests.";
+
+    ENDPOINT_SCORE = GAUGE "endpoint_score" &["endpoint_name", "namespace", "profile", "plugin_type", "plugin_name"], &[],
+        "Value from 0 to 1 that a scorer gave an endpoint, before its weight, in the last observed decision that had it as a candidate.";
+    ENDPOINT_TOTAL_SCORE = GAUGE "endpoint_total_score" &["endpoint_name", "namespace", "profile"], &[],
+        "Weighted sum of the scores of an endpoint in the last observed decision that had it as a candidate.";
+
     STREAMS_IN_FLIGHT = GAUGE "extproc_streams_inflight" &[], &[], "Open ext_proc streams.";
     STREAM_DURATION = HISTOGRAM "extproc_stream_duration_seconds" &[], STREAM_BUCKETS, "How long ext_proc streams stay open.";
     STREAMS_TOTAL = COUNTER "extproc_streams_total" &["code"], &[], "Finished ext_proc streams by gRPC status code.";
@@ -186,5 +220,16 @@ catalog! {
     OUTCOMES = COUNTER "request_outcome_total" &["outcome"], &[], "How requests ended; every request counts once.";
     LOG_LINES_DROPPED = COUNTER "log_lines_dropped_total" &[], &[],
         "Log lines that were dropped because the writer was behind.";
+    FEATURES = GAUGE "feature_enabled" &["feature", "plugin"], &[],
+        "Work that is switched on, by the plugin or flag that asks for it; always 1.";
+    TRACE_SPANS = COUNTER "trace_spans_total" &["result"], &[],
+        "Spans by result: recorded, then exported or failed; what is neither waits or was dropped.";
     LABEL_SETS = GAUGE "request_label_sets" &[], &[], "Label sets that the request metrics hold.";
+
+    PROCESS_CPU = COUNTER "process_cpu_seconds_total" &[], &[], "CPU time of the process, user and system.";
+    PROCESS_RESIDENT = GAUGE "process_resident_memory_bytes" &[], &[], "Resident memory of the process.";
+    PROCESS_THREADS = GAUGE "process_threads" &[], &[], "Threads of the process.";
+    PROCESS_OPEN_FDS = GAUGE "process_open_fds" &[], &[], "Open file descriptors of the process.";
+    PROCESS_MAX_FDS = GAUGE "process_max_fds" &[], &[], "File descriptors that the process may open.";
+    PROCESS_START = GAUGE "process_start_time_seconds" &[], &[], "When the process began, in seconds since 1970.";
 }

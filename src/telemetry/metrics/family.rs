@@ -15,7 +15,7 @@ use prometheus::core::Metric as _;
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Histogram, HistogramOpts};
 
-use super::catalog::{PREFIX, Spec};
+use super::catalog::Spec;
 
 /// What stands for label values beyond a bound.
 pub const OTHER: &str = "other";
@@ -254,13 +254,13 @@ impl Page {
     }
 
     fn family(&mut self, spec: &Spec) -> &mut MetricFamily {
-        let is = |f: &MetricFamily| f.name().strip_prefix(PREFIX) == Some(spec.name);
+        let is = |f: &MetricFamily| spec.is_called(f.name());
         // A few dozen families: a scan is cheaper than hashing names.
         let index = match self.families.iter().rposition(is) {
             Some(index) => index,
             None => {
                 let mut family = MetricFamily::default();
-                family.set_name(format!("{PREFIX}{}", spec.name));
+                family.set_name(spec.full_name());
                 family.set_help(spec.help.to_owned());
                 family.set_field_type(spec.kind);
                 self.families.push(family);

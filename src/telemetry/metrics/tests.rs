@@ -8,6 +8,7 @@ mod promtool;
 use super::*;
 use crate::domain::{Endpoint, EndpointSpec, LoadSample, LoadTable, PoolIdentity, Slot, Timestamp, Topology};
 use crate::lifecycle::clock::ManualClock;
+use crate::scheduling::profile::Run;
 
 fn endpoint(slot: u32, name: &str) -> Arc<Endpoint> {
     let spec = EndpointSpec {
@@ -68,6 +69,7 @@ fn populated() -> Arc<Metrics> {
     metrics.scheduler_attempt("llama-v2", None);
     metrics.plugin("Scorer", "queue-scorer", "queue").observe(Duration::from_micros(3));
     metrics.prefix_index("approx", "approx-prefix-cache-producer").observe(0.5, 512);
+    metrics.prefix_index("approx", "approx-prefix-cache-producer").observe_picked(0.5);
     metrics.prefix_index("second", "approx-prefix-cache-producer").observe(1.0, 64);
     metrics.model_rewrite("canary", "llama", "llama-v2");
     metrics.poll_errors("metrics-data-source").inc();
@@ -82,6 +84,22 @@ fn populated() -> Arc<Metrics> {
         vec![("approx".into(), "approx-prefix-cache-producer".into(), 7), ("second".into(), "t".into(), 5)]
     });
     metrics.watch_dropped_log_lines(|| 4);
+    let shown = self::snapshot();
+    metrics.record_scores(&Run {
+        profile: "default".into(),
+        started: Timestamp::default(),
+        ended: Timestamp::default(),
+        laps: 0..0,
+        base: 1,
+        topology: Arc::clone(&shown.topology),
+        candidates: vec![Slot(0)],
+        scorers: vec![("queue".into(), 2.0)],
+        values: vec![0.75],
+        totals: vec![1.5],
+    });
+    metrics.watch_scores(vec![("queue".into(), "queue-scorer")], move || Arc::clone(&shown));
+    metrics.show_features(vec![("usage".into(), "--token-metrics".into())]);
+    metrics.watch_spans(|| [5, 3, 1]);
     metrics
 }
 
@@ -97,8 +115,7 @@ fn value(page: &str, series: &str) -> f64 {
 #[test]
 fn every_family_and_every_twin_is_on_the_page_with_help() {
     let page = page(&populated());
-    let names =
-        c::ALL.iter().map(|s| format!("{}{}", c::PREFIX, s.name)).chain(twins::ALL.iter().map(|t| t.old.into()));
+    let names = c::ALL.iter().map(c::Spec::full_name).chain(twins::ALL.iter().map(|t| t.old.into()));
     for name in names {
         assert!(page.contains(&format!("\n# TYPE {name} ")) || page.starts_with(&format!("# TYPE {name} ")), "{name}");
         assert!(page.contains(&format!("# HELP {name} ")), "{name} has no help");
@@ -122,6 +139,14 @@ fn current_series_have_their_labels() {
         ("llm_d_epp_request_outcome_total{outcome=\"completed\"}".into(), 1.0),
         ("llm_d_epp_request_outcome_total{outcome=\"shutdown\"}".into(), 0.0),
         ("llm_d_epp_log_lines_dropped_total".into(), 4.0),
+        ("llm_d_epp_feature_enabled{feature=\"usage\",plugin=\"--token-metrics\"}".into(), 1.0),
+        ("llm_d_epp_trace_spans_total{result=\"exported\"}".into(), 3.0),
+        (
+            "llm_d_epp_endpoint_score{endpoint_name=\"pod-0-rank-0\",namespace=\"prod\",profile=\"default\",\
+             plugin_type=\"queue-scorer\",plugin_name=\"queue\"}"
+                .into(),
+            0.75,
+        ),
     ] {
         assert!((value(&page, &series) - expected).abs() < 1e-9, "{series}");
     }
