@@ -128,7 +128,7 @@ async fn model_server(mut stream: TcpStream) {
             }
         };
         if request.starts_with(b"GET") {
-            let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
+            let line = request[..].split(|byte| *byte == b'\r').next().unwrap_or_default();
             if stream.write_all(pages.answer(line)).await.is_err() {
                 return;
             }

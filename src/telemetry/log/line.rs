@@ -15,6 +15,9 @@ pub const MAX_VALUE_BYTES: usize = 4096;
 /// Beyond this size a line takes no further fields and says so with `"truncated":true`.
 pub const MAX_LINE_BYTES: usize = 16 * 1024;
 
+/// Name of a field whose value is fields already, as they will stand in the line: `,"key":value` each, escaped.
+const READY_MADE: &str = "ready-made fields";
+
 #[derive(Default)]
 struct Buffers {
     line: String,
@@ -167,6 +170,9 @@ impl Visit for Fields<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == READY_MADE {
+            return self.fields.push_str(value);
+        }
         self.text(field, format_args!("{value}"));
     }
 
@@ -179,7 +185,8 @@ impl Visit for Fields<'_> {
     }
 }
 
-fn escape(out: &mut String, text: &str, limit: usize) {
+/// Appends `text` as the inside of a JSON string, up to `limit` bytes of it.
+pub fn escape(out: &mut String, text: &str, limit: usize) {
     let _ = Escaped { out, left: limit }.write_str(text);
 }
 
