@@ -144,11 +144,11 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Starts a picker before endpoints on `port`, on the servers' core or on any.
     fn picker(&self, core: Option<usize>, port: u16) -> Server {
-        self.picker_with(core, port, |config| config)
+        self.picker_with(core, port, 0, |config| config)
     }
 
-    /// [`Bench::picker`] with another configuration.
-    fn picker_with(&self, core: Option<usize>, port: u16, change: impl FnOnce(String) -> String) -> Server {
+    /// [`Bench::picker`] with another configuration, and its metrics on port `admin`.
+    fn picker_with(&self, core: Option<usize>, port: u16, admin: u16, change: impl FnOnce(String) -> String) -> Server {
         let endpoints: String = (1..=ENDPOINTS)
             .map(|i| {
                 let address = pages::address(i, port);
@@ -163,7 +163,7 @@ impl Bench<'_> {
         let args = [
             format!("--config-file={}", config.display()),
             "--grpc-health-port=0".into(),
-            "--metrics-port=0".into(),
+            format!("--metrics-port={admin}"),
             "--secure-serving=false".into(),
             "--refresh-metrics-interval=50ms".into(),
         ];
@@ -302,20 +302,21 @@ async fn memory(bench: &Bench<'_>, report: &mut Report) {
     report.heading("Memory");
     // Without the metrics' block size and capacity: the defaults of both, 31,250 blocks per endpoint.
     let producer = "- {type: approx-prefix-cache-producer, parameters: {autoTune: false}}\n- {type: queue-scorer}";
+    let admin = free_port();
     let mut picker =
-        bench.picker_with(bench.core, bench.pages, |config| config.replace("- {type: queue-scorer}", producer));
+        bench.picker_with(bench.core, bench.pages, admin, |config| config.replace("- {type: queue-scorer}", producer));
     let load = Load::connect(&mut picker, 4).await;
     let empty = picker.resident();
-    let fill = Requests::new(Shape { body: 256 << 10, pieces: 4, chunks: 0 });
-    // Until it grows no more: the index is full.
-    let (mut before, mut sent) = (empty, 0);
+    let fill = Requests::distinct(Shape { body: 256 << 10, pieces: 4, chunks: 0 });
+    // Until it takes no more: every endpoint is at its capacity, or the index at its bound of bytes.
+    let (mut entries, mut sent) = (0.0, 0);
     loop {
-        sent += load.closed(&picker, &fill, 8, Duration::from_secs(2)).await.requests;
-        let now = picker.resident();
-        if now < before + before / 50 || sent > 100_000 {
+        sent += load.closed(&picker, &fill, 8, Duration::from_secs(1)).await.requests;
+        let now = index_entries(admin).await;
+        if now <= entries || sent > 50_000 {
             break;
         }
-        before = now;
+        entries = now;
     }
     let full = picker.resident();
     let requests = Requests::new(Shape { body: 1 << 10, pieces: 1, chunks: 3 });
@@ -329,12 +330,21 @@ async fn memory(bench: &Bench<'_>, report: &mut Report) {
     let goal = report.at_most("RSS with a full index, MiB", mebibytes(full), 200.0, 0);
     report.row(&["RSS before the first request".into(), format!("{:.0} MiB", mebibytes(empty)), String::new()]);
     report.row(&[
-        format!("RSS after {sent} prompts of 256 KB that share a quarter"),
+        format!("RSS with a full index: {:.2} M (endpoint, block) entries", entries / 1e6),
         format!("{:.0} MiB", mebibytes(full)),
         goal,
     ]);
     let goal = report.at_most("KiB per open stream", per_stream, 64.0, 1);
     report.row(&[format!("each of {OPEN} open streaming responses"), format!("{per_stream:.1} KiB"), goal]);
+}
+
+/// Entries of the prefix index, as the picker's metrics say.
+async fn index_entries(admin: u16) -> f64 {
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], admin));
+    let (_, page) = pointsman::sim::client::get(address, "/metrics").await.expect("a metrics page");
+    let page = String::from_utf8_lossy(&page).into_owned();
+    let line = page.lines().find(|line| line.starts_with("llm_d_epp_prefix_indexer_size{")).unwrap_or("");
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(0.0)
 }
 
 async fn behind_envoy(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
