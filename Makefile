@@ -2,10 +2,10 @@
 CARGO ?= cargo
 SHELL := /bin/bash
 
-.PHONY: help demo test check bench fuzz envoy tools fmt
+.PHONY: help demo test check bench instructions fuzz envoy tools fmt
 
 help: ## say what can be made
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 demo: ## build everything and show the main job behind a real Envoy (Ctrl-C ends it)
 	@echo "==> building Pointsman: four minutes or more the first time; the last step alone takes a minute or two"
@@ -23,8 +23,13 @@ check: ## formatting, lints, documentation, dependency policy
 	$(CARGO) check --locked --manifest-path fuzz/Cargo.toml --target-dir target
 	scripts/cargo-deny check bans licenses sources
 
-bench: ## micro-benchmarks
-	$(CARGO) bench --locked
+bench: ## measure the whole picker beside an echo, behind Envoy and step by step; writes docs/benchmarks.md
+	@ENVOY_BIN="$$(scripts/get-envoy)" scripts/bench
+
+# ONLY=TEXT takes the workloads with TEXT in their name, ACCEPT=1 writes what is found into the table.
+instructions: ## count instructions and allocations of the hot path and hold them against a table
+	@valgrind="$$(scripts/get-valgrind)" && $(CARGO) bench --locked --bench instructions -- \
+	  --valgrind "$$valgrind" $(if $(ONLY),--only '$(ONLY)') $(if $(ACCEPT),--accept)
 
 # Seconds for each fuzz target, and the targets; see fuzz/README.md.
 FUZZ_SECONDS ?= 60

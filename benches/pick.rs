@@ -4,12 +4,14 @@
 //!
 //! `cargo bench --bench pick`
 
+#[path = "micro/allocations.rs"]
+mod allocations;
 #[path = "pick/pool.rs"]
 mod pool;
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pool::Pool;
 
 fn pick(c: &mut Criterion) {
@@ -17,13 +19,10 @@ fn pick(c: &mut Criterion) {
     for endpoints in [10, 1_000, 10_000] {
         let pool = Pool::new(endpoints);
         let mut worker = pool.worker();
-        black_box(worker.pick());
-        let used = allocation_counter::measure(|| {
+        group.throughput(Throughput::Elements(endpoints as u64));
+        allocations::bench(&mut group, &format!("{endpoints} endpoints"), || {
             black_box(worker.pick());
         });
-        println!("pick/{endpoints}: {} allocations, {} bytes per decision", used.count_total, used.bytes_total);
-        group.throughput(Throughput::Elements(endpoints as u64));
-        group.bench_function(BenchmarkId::from_parameter(endpoints), |b| b.iter(|| black_box(worker.pick())));
     }
     group.finish();
 }

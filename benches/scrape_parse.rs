@@ -2,6 +2,9 @@
 //!
 //! At 100 endpoints and 50 ms a picker reads 2000 pages each second, so 10 µs a page are 2 % of a core.
 
+#[path = "micro/allocations.rs"]
+mod allocations;
+
 use std::collections::BTreeSet;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -33,17 +36,15 @@ fn bench(c: &mut Criterion) {
         let plan = Plan::new(&vllm, &wanted.iter().cloned().collect::<BTreeSet<_>>());
         let (mut reading, mut detail) = (Reading::default(), Arc::default());
         group.throughput(Throughput::Bytes(page.len() as u64));
-        group.bench_function(name, |b| {
-            b.iter(|| {
-                reading.reset(&plan);
-                for chunk in black_box(page).as_bytes().chunks(16 * 1024) {
-                    reading.feed(&plan, chunk);
-                }
-                assert!(!reading.finish());
-                let sample = reading.sample(&plan, Timestamp(1), &detail);
-                detail = Arc::clone(&sample.detail);
-                sample
-            });
+        allocations::bench(&mut group, name, || {
+            reading.reset(&plan);
+            for chunk in black_box(page).as_bytes().chunks(16 * 1024) {
+                reading.feed(&plan, chunk);
+            }
+            assert!(!reading.finish());
+            let sample = reading.sample(&plan, Timestamp(1), &detail);
+            detail = Arc::clone(&sample.detail);
+            black_box(sample);
         });
     }
     group.finish();
