@@ -9,6 +9,7 @@
 //!
 //! `cargo bench --bench load -- [--rounds N] [--seconds S] [--only PART] [--page FILE]`, where PART is one of
 //! direct, latency, idle, memory, envoy.
+#![allow(clippy::disallowed_methods, reason = "a measurement is about real time")]
 
 #[path = "load/client.rs"]
 mod client;

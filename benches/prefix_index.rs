@@ -73,7 +73,8 @@ fn insert(c: &mut Criterion) {
         other += 1;
         ((other % 100) as u32, grown(&system, other, 132))
     };
-    let cases: [(&str, &mut dyn FnMut() -> (u32, Vec<u64>)); 2] =
+    type Make<'a> = &'a mut dyn FnMut() -> (u32, Vec<u64>);
+    let cases: [(&str, Make<'_>); 2] =
         [("2000 new blocks at capacity", &mut whole), ("100 new blocks below a shared prompt, at capacity", &mut tail)];
     for (name, make) in cases {
         let mut ready: Vec<_> = (0..128).map(|_| make()).collect();
