@@ -198,7 +198,7 @@ impl Counts {
         if !may_count(format, text) {
             return;
         }
-        let Ok(text) = std::str::from_utf8(text) else { return };
+        let Ok(text) = json::utf8(text) else { return };
         let mut answer = Answer { format, counts: Counts::default() };
         let is_list = format == AnswerFormat::Engine && text.trim_start().starts_with('[');
         let read = if is_list {

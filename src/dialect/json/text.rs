@@ -26,7 +26,8 @@ const BLOCK: usize = 64;
 const LANES: usize = 16;
 /// Length of the start of a text that is read in words.
 const HEAD: usize = 16;
-/// Bytes without a rare escape before blocks are tried again.
+/// Bytes without a rare escape before blocks are tried again. Not 0: [`steps`] must not stop directly
+/// behind `\\`.
 const CALM: usize = 16;
 
 /// The end of the text whose opening quote should be at `quote`.

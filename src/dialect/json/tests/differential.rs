@@ -286,6 +286,25 @@ fn every_short_sequence_is_understood_at_every_place() {
 }
 
 #[test]
+fn every_short_row_of_tokens_is_json_or_not_as_serde_json_says() {
+    const TOKENS: [&str; 8] = ["[", "]", "{", "}", ",", ":", "\"a\"", "1"];
+    let mut rows = vec![String::new()];
+    let mut valid = 0;
+    for _ in 0..=5 {
+        for row in &rows {
+            for (before, behind) in [("", ""), ("[", "]"), ("{\"a\":", "}"), ("{\"a\":1,", "}")] {
+                let text = format!("{before}{row}{behind}");
+                let said = serde_json::from_str::<IgnoredAny>(&text).is_ok();
+                assert_eq!(is_json(&text), said, "{text}");
+                valid += usize::from(said);
+            }
+        }
+        rows = rows.iter().flat_map(|row| TOKENS.map(|token| format!("{row}{token}"))).collect();
+    }
+    assert!(valid > 100, "{valid}");
+}
+
+#[test]
 fn numbers_are_those_of_the_grammar() {
     for (text, valid) in [
         ("0", true),
