@@ -24,13 +24,17 @@ const SHAPES: [(&str, Shape); 4] = [
 
 fn machine(c: &mut Criterion) {
     let mut group = c.benchmark_group("machine");
-    SHAPES.map(|(name, shape)| allocations::bench(&mut group, name, edge::machine(shape)));
+    for (name, shape) in SHAPES {
+        allocations::bench(&mut group, name, edge::machine(shape));
+    }
     group.finish();
 }
 
 fn stream(c: &mut Criterion) {
     let mut group = c.benchmark_group("edge");
-    SHAPES.map(|(name, shape)| allocations::bench(&mut group, name, edge::stream(shape)));
+    for (name, shape) in SHAPES {
+        allocations::bench(&mut group, name, edge::stream(shape));
+    }
     group.finish();
 }
 
@@ -44,7 +48,9 @@ fn decision(c: &mut Criterion) {
 
 fn picker(c: &mut Criterion) {
     let mut group = c.benchmark_group("edge and decision");
-    SHAPES.map(|(name, shape)| allocations::bench(&mut group, name, edge::picker(shape, false)));
+    for (name, shape) in SHAPES {
+        allocations::bench(&mut group, name, edge::picker(shape, false));
+    }
     group.finish();
 }
 
