@@ -20,10 +20,11 @@ check: ## formatting, lints, documentation, dependency policy
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	$(CARGO) check --locked --manifest-path fuzz/Cargo.toml --target-dir target
 	scripts/cargo-deny check bans licenses sources
 
-bench: ## micro-benchmarks
-	$(CARGO) bench --locked
+bench: ## measure the whole picker beside an echo, behind Envoy and step by step; writes docs/benchmarks.md
+	@ENVOY_BIN="$$(scripts/get-envoy)" scripts/bench
 
 # ONLY=TEXT takes the workloads with TEXT in their name, ACCEPT=1 writes what is found into the table.
 instructions: ## count instructions and allocations of the hot path and hold them against a table

@@ -9,6 +9,7 @@
 //!
 //! `cargo bench --bench load -- [--rounds N] [--seconds S] [--only PART] [--page FILE]`, where PART is one of
 //! direct, latency, idle, memory, envoy.
+#![allow(clippy::disallowed_methods, reason = "a measurement is about real time")]
 
 #[path = "load/client.rs"]
 mod client;
@@ -144,6 +145,11 @@ struct Bench<'a> {
 impl Bench<'_> {
     /// Starts a picker before endpoints on `port`, on the servers' core or on any.
     fn picker(&self, core: Option<usize>, port: u16) -> Server {
+        self.picker_with(core, port, 0, |config| config)
+    }
+
+    /// [`Bench::picker`] with another configuration, and its metrics on port `admin`.
+    fn picker_with(&self, core: Option<usize>, port: u16, admin: u16, change: impl FnOnce(String) -> String) -> Server {
         let endpoints: String = (1..=ENDPOINTS)
             .map(|i| {
                 let address = pages::address(i, port);
@@ -154,11 +160,11 @@ impl Bench<'_> {
         std::fs::write(&file, format!("endpoints:\n{endpoints}")).expect("a file");
         let config = self.folder.join(format!("config-{port}.yaml"));
         let text = include_str!("load/config.yaml").replace("ENDPOINTS_FILE", &file.display().to_string());
-        std::fs::write(&config, text).expect("a file");
+        std::fs::write(&config, change(text)).expect("a file");
         let args = [
             format!("--config-file={}", config.display()),
             "--grpc-health-port=0".into(),
-            "--metrics-port=0".into(),
+            format!("--metrics-port={admin}"),
             "--secure-serving=false".into(),
             "--refresh-metrics-interval=50ms".into(),
         ];
@@ -295,19 +301,23 @@ async fn memory(bench: &Bench<'_>, report: &mut Report) {
     const OPEN: usize = 2000;
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     report.heading("Memory");
-    let mut picker = bench.picker(bench.core, bench.pages);
+    // Without the metrics' block size and capacity: the defaults of both, 31,250 blocks per endpoint.
+    let producer = "- {type: approx-prefix-cache-producer, parameters: {autoTune: false}}\n- {type: queue-scorer}";
+    let admin = free_port();
+    let mut picker =
+        bench.picker_with(bench.core, bench.pages, admin, |config| config.replace("- {type: queue-scorer}", producer));
     let load = Load::connect(&mut picker, 4).await;
     let empty = picker.resident();
-    let fill = Requests::new(Shape { body: 256 << 10, pieces: 4, chunks: 0 });
-    // Until it grows no more: the index is full.
-    let (mut before, mut sent) = (empty, 0);
+    let fill = Requests::distinct(Shape { body: 256 << 10, pieces: 4, chunks: 0 });
+    // Until it takes no more: every endpoint is at its capacity, or the index at its bound of bytes.
+    let (mut entries, mut sent) = (0.0, 0);
     loop {
-        sent += load.closed(&picker, &fill, 8, Duration::from_secs(2)).await.requests;
-        let now = picker.resident();
-        if now < before + before / 50 || sent > 100_000 {
+        sent += load.closed(&picker, &fill, 8, Duration::from_secs(1)).await.requests;
+        let now = index_entries(admin).await;
+        if now <= entries || sent > 50_000 {
             break;
         }
-        before = now;
+        entries = now;
     }
     let full = picker.resident();
     let requests = Requests::new(Shape { body: 1 << 10, pieces: 1, chunks: 3 });
@@ -321,12 +331,21 @@ async fn memory(bench: &Bench<'_>, report: &mut Report) {
     let goal = report.at_most("RSS with a full index, MiB", mebibytes(full), 200.0, 0);
     report.row(&["RSS before the first request".into(), format!("{:.0} MiB", mebibytes(empty)), String::new()]);
     report.row(&[
-        format!("RSS after {sent} prompts of 256 KB that share a quarter"),
+        format!("RSS with a full index: {:.2} M (endpoint, block) entries", entries / 1e6),
         format!("{:.0} MiB", mebibytes(full)),
         goal,
     ]);
     let goal = report.at_most("KiB per open stream", per_stream, 64.0, 1);
     report.row(&[format!("each of {OPEN} open streaming responses"), format!("{per_stream:.1} KiB"), goal]);
+}
+
+/// Entries of the prefix index, as the picker's metrics say.
+async fn index_entries(admin: u16) -> f64 {
+    let address = std::net::SocketAddr::from(([127, 0, 0, 1], admin));
+    let (_, page) = pointsman::sim::client::get(address, "/metrics").await.expect("a metrics page");
+    let page = String::from_utf8_lossy(&page).into_owned();
+    let line = page.lines().find(|line| line.starts_with("llm_d_epp_prefix_indexer_size{")).unwrap_or("");
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(0.0)
 }
 
 async fn behind_envoy(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
@@ -344,8 +363,8 @@ async fn behind_envoy(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
     }
     report.heading("Behind a real Envoy");
     report.say(
-        "Envoy 1.40 with two workers, request and response phase, full duplex; the picker's endpoints answer no metrics \
-         here. Generator, model servers, Envoy and the ext_proc server share the cores.\n",
+        "Envoy 1.40 with two workers, request and response phase, full duplex. Generator, model servers, Envoy and the \
+         ext_proc server share the cores.\n",
     );
     report.table(&[
         "body in",

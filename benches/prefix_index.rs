@@ -55,9 +55,6 @@ fn lookup(c: &mut Criterion) {
     group.finish();
 }
 
-/// Makes a chain and says for which endpoint.
-type MakeChain<'a> = dyn FnMut() -> (u32, Vec<u64>) + 'a;
-
 fn insert(c: &mut Criterion) {
     let mut group = c.benchmark_group("insert and unpin");
     let index = Arc::new(Index::new(u64::MAX, 31_250));
@@ -76,7 +73,8 @@ fn insert(c: &mut Criterion) {
         other += 1;
         ((other % 100) as u32, grown(&system, other, 132))
     };
-    let cases: [(&str, &mut MakeChain<'_>); 2] =
+    type Make<'a> = &'a mut dyn FnMut() -> (u32, Vec<u64>);
+    let cases: [(&str, Make<'_>); 2] =
         [("2000 new blocks at capacity", &mut whole), ("100 new blocks below a shared prompt, at capacity", &mut tail)];
     for (name, make) in cases {
         let mut ready: Vec<_> = (0..128).map(|_| make()).collect();

@@ -1,7 +1,7 @@
 //! Reads every endpoint's metrics page and reports its load.
 //!
 //! One task for each endpoint (`endpoint`) with its own connection (`scrape`), timeout and back-off, so that one
-//! slow or dead server delays no other. A page is read as it arrives ([`parse`]), only for the series that
+//! slow or dead server delays no other; all of them on one thread ([`thread`]). A page is read as it arrives ([`parse`]), only for the series that
 //! plugins asked for ([`mapping`]), into one [`LoadSample`] ([`reading`]). The parameters come from two
 //! plugins ([`plugins`]).
 //!
@@ -29,11 +29,13 @@ use crate::lifecycle::clock::Clock;
 use crate::scheduling::plugin::Metric;
 
 mod endpoint;
+mod http1;
 pub mod mapping;
 pub mod parse;
 pub mod plugins;
 pub mod reading;
 mod scrape;
+pub mod thread;
 pub mod tls;
 
 pub use mapping::{EngineMapping, MetricSpec, Plan};
@@ -153,21 +155,11 @@ impl Settings {
             client_cert: source.client_cert_path.as_ref().map(PathBuf::from),
             client_key: source.client_key_path.as_ref().map(PathBuf::from),
             max_page: Self::DEFAULT_MAX_PAGE,
+            engines: extractor.engines_for(&wanted),
             wanted,
-            engines: extractor.engines(),
             engine_labels: extractor.label_keys(),
             default_engine: extractor.default_engine.clone(),
         }
-    }
-
-    /// Wanted attributes that no engine fills: a plugin reads what nobody provides.
-    pub fn unknown_attributes(&self) -> impl Iterator<Item = &str> {
-        self.wanted.iter().filter_map(|metric| match metric {
-            Metric::Attribute(key) if !self.engines.iter().any(|e| e.attributes.contains_key(key)) => {
-                Some(key.as_str())
-            }
-            _ => None,
-        })
     }
 }
 
@@ -186,6 +178,7 @@ struct Collector {
     plans: Vec<Arc<Plan>>,
     sink: Arc<dyn SampleSink>,
     clock: Arc<dyn Clock>,
+    buffer: scrape::Buffer,
     tasks: JoinSet<()>,
     running: HashMap<Slot, Running>,
 }
@@ -209,7 +202,16 @@ pub async fn run(
     }
     let tls = tls::load(&settings)?;
     tokio::pin!(stop);
-    let mut collector = Collector { settings, tls, plans, sink, clock, tasks: JoinSet::new(), running: HashMap::new() };
+    let mut collector = Collector {
+        settings,
+        tls,
+        plans,
+        sink,
+        clock,
+        buffer: scrape::Buffer::default(),
+        tasks: JoinSet::new(),
+        running: HashMap::new(),
+    };
     let mut discovery = true;
     // A defect that shows on every page must not spin.
     let restart = collector.settings.interval.saturating_mul(20).min(endpoint::MAX_PAUSE);
@@ -278,6 +280,7 @@ impl Collector {
                 Arc::clone(plan),
                 target,
                 settings.interval,
+                self.buffer.clone(),
                 Arc::clone(&self.sink),
                 Arc::clone(&self.clock),
             );

@@ -258,7 +258,7 @@ fn holds_prefix(signals: &Signals, slot: Slot) -> bool {
 fn candidates_of(snapshot: &Snapshot, subset: Option<&SubsetHint>, out: &mut Vec<Slot>) {
     let topology = &snapshot.topology;
     match subset {
-        None => out.extend(topology.live().iter()),
+        None => out.extend_from_slice(topology.live_slots()),
         Some(hint) => {
             let mut allowed = EndpointSet::new();
             for entry in &hint.entries {

@@ -7,6 +7,7 @@
 
 pub mod clock;
 pub mod drain;
+pub mod open_files;
 pub mod ready;
 pub mod signal;
 pub mod task;

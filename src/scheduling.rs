@@ -3,13 +3,14 @@
 //! Reading order: [`plugin`] (the traits and the plugin table), [`params`] (strict parameters),
 //! [`profile`] (one cycle over dense arrays), [`scheduler`] (which profiles run, in what order),
 //! [`per_topology`] (what a plugin works out once per endpoint set), then the tables [`handlers`],
-//! [`filters`], [`scorers`] and [`pickers`], one file per plugin; [`session_affinity`] is what two of
-//! them share.
+//! [`filters`], [`scorers`] and [`pickers`], one file per plugin; [`session_affinity`] and [`cel`] (expressions
+//! of operators) are what two of them share.
 //!
 //! Invariants: no I/O, no clock, no global random numbers (`tests/architecture.rs`). Deciding changes
 //! nothing, so a decision can be repeated, explained, replayed and benchmarked; what a plugin
 //! learns, it learns in [`plugin::Commit`] after the choice.
 
+pub mod cel;
 pub mod filters;
 #[cfg(test)]
 pub(crate) mod fixtures;

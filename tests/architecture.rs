@@ -61,6 +61,14 @@ const OWNED: &[(&str, &[&str])] = &[
     ("opentelemetry_otlp", &["telemetry"]),
 ];
 
+/// Paths into external crates that belong to one module only.
+const OWNED_BY_MODULE: &[(&str, &str)] = &[
+    // Of `cel` only the parser and its tree are used, which nothing else may see.
+    ("use cel::", "scheduling/cel/compile.rs"),
+    ("cel::common::", "scheduling/cel/compile.rs"),
+    ("cel::parser::", "scheduling/cel/compile.rs"),
+];
+
 /// What the pure rooms must not touch.
 const PURE: &[&str] = &["domain", "scheduling"];
 const IMPURE: &[&str] = &[
@@ -157,6 +165,25 @@ fn foreign_types_stay_at_their_edge() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn crates_of_one_module_stay_there() {
+    let mut wrong = Vec::new();
+    let mut used = Vec::new();
+    for (path, (_, text)) in rooms() {
+        for (line, code) in code(&text) {
+            for (crate_path, owner) in OWNED_BY_MODULE.iter().filter(|(crate_path, _)| code.contains(crate_path)) {
+                if path == Path::new(owner) {
+                    used.push(*owner);
+                } else {
+                    wrong.push(format!("src/{}:{line}: `{crate_path}` outside src/{owner}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(OWNED_BY_MODULE.iter().all(|(_, owner)| used.contains(owner)), "an owner does not use its crate any more");
 }
 
 #[test]

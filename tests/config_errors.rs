@@ -61,6 +61,43 @@ fn types_without_a_row_are_told_from_nonsense() {
     assert!(err.contains("unknown plugin type `zzzzzzzzzz`; the known types are"), "{err}");
 }
 
+#[test]
+fn a_wrong_expression_has_its_place_rule_and_fix() {
+    let head = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n";
+    let (code, _, err) = check_text(&format!(
+        "{head}- type: cel-filter\n  parameters:\n    expression: endpoint.waiting < 3\n\
+         - type: cel-scorer\n  parameters: {{expression: \"1.0 - \"}}\n\
+         - name: other\n  type: cel-scorer\n  parameters:\n    expression: \"endpoint.metrics['no series']\"\n"
+    ));
+    assert_eq!(code, EXIT_USAGE);
+    for line in [
+        "6:17: plugins[0].parameters.expression: there is no attribute `endpoint.waiting`; the attributes are request.model, ",
+        "; fix: did you mean `endpoint.",
+        "8:28: plugins[1].parameters.expression: the expression is not CEL: line 1, column 7: ",
+        "plugins[2].parameters: no engine has a custom metric `no series`, and it is not the name of a series; fix: ",
+    ] {
+        assert!(err.contains(line), "no {line} in\n{err}");
+    }
+}
+
+#[test]
+fn check_says_what_an_expression_switches_on() {
+    let (code, out, err) = check_text(
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n\
+         - type: core-metrics-extractor\n  parameters:\n    engineConfigs:\n    - name: vllm\n      customMetrics:\n\
+         \x20     - {attributeKey: no series, metricSpec: x}\n\
+         - name: mine\n  type: cel-scorer\n  parameters:\n\
+         \x20   expression: endpoint.metrics['no series'] + endpoint.metrics['vllm:num_preemptions_total'] + request.prompt_tokens\n",
+    );
+    assert!(code == 0 && !err.contains("warning"), "{err}");
+    for line in
+        ["metric: attribute no series", "metric: attribute vllm:num_preemptions_total", "prompts of the request body"]
+    {
+        assert!(out.lines().any(|l| l.contains(line) && l.contains("mine")), "no {line} in\n{out}");
+    }
+    assert!(!out.contains("KV cache usage: mine"), "{out}");
+}
+
 const SAMPLES: [&str; 5] = [
     "config/default.yaml",
     "config/prefix-and-load.yaml",

@@ -10,6 +10,7 @@ use pointsman::cli::flags::parse;
 use pointsman::config::{self, Purpose, Settings, Tables};
 use pointsman::discovery::file;
 use pointsman::domain::node::Problems;
+use pointsman::scheduling::cel::attributes;
 use pointsman::sim::envoy::Bootstrap;
 
 fn root(path: &str) -> PathBuf {
@@ -114,6 +115,17 @@ fn every_configuration_loads() {
 }
 
 #[test]
+fn every_attribute_of_expressions_is_documented() {
+    let text = read("docs/configuration.md");
+    let table = text.split("### Expressions").nth(1).and_then(|t| t.split("### Errors").next()).expect("the section");
+    for attribute in attributes::TABLE {
+        let name = format!("`{}.{}", attribute.group, attribute.field);
+        let end = if attribute.item.is_map() { "['" } else { "`" };
+        assert!(table.contains(&format!("{name}{end}")), "{name} is not documented");
+    }
+}
+
+#[test]
 fn every_command_line_parses() {
     let mut commands = 0;
     for (page, text) in pages() {
@@ -156,29 +168,42 @@ fn the_files_and_tests_of_the_requirements_exist() {
     }
 }
 
-/// `config/envoy/quick-start.yaml` is the first template with the ports of the README filled in.
+/// `config/envoy/quick-start.yaml` is the first template with the ports of the README filled in, and
+/// `config/envoy/request-only.yaml` the same without the response phase.
 #[test]
-fn the_ready_made_envoy_configuration_is_up_to_date() {
-    const FILE: &str = "config/envoy/quick-start.yaml";
-    let bootstrap = Bootstrap {
-        listen_port: 8081,
-        admin_port: 19000,
-        epp_tls: true,
-        subset_header: false,
-        health_interval: Duration::from_secs(2),
-        ..Bootstrap::original_dst(([127, 0, 0, 1], 9002).into())
-    };
-    let rendered = bootstrap.render().expect("the template is complete");
-    let body: Vec<&str> = rendered.lines().skip_while(|l| l.starts_with('#')).collect();
-    let head = "\
-# Envoy in front of a picker with the default flags, both on this machine; see \"Without a cluster\" in README.md.
+fn the_ready_made_envoy_configurations_are_up_to_date() {
+    for (file, response_phase) in [("config/envoy/quick-start.yaml", true), ("config/envoy/request-only.yaml", false)] {
+        let bootstrap = Bootstrap {
+            listen_port: 8081,
+            admin_port: 19000,
+            epp_tls: true,
+            subset_header: false,
+            response_phase,
+            health_interval: Duration::from_secs(2),
+            ..Bootstrap::original_dst(([127, 0, 0, 1], 9002).into())
+        };
+        let rendered = bootstrap.render().expect("the template is complete");
+        let body: Vec<&str> = rendered.lines().skip_while(|l| l.starts_with('#')).collect();
+        let purpose = match response_phase {
+            true => "both on this machine; see \"Without a cluster\" in README.md.",
+            false => {
+                "without the response phase: cheaper, and\n# docs/operations.md (\"Without the response phase\") says what is lost."
+            }
+        };
+        let fresh = format!(
+            "\
+# Envoy in front of a picker with the default flags, {purpose}
 # Made from original-dst.yaml; do not edit it, run `UPDATE_DOCS=1 cargo test --test docs`.
 #
 # Clients: 127.0.0.1:8081. Admin: 127.0.0.1:19000. Picker: 127.0.0.1:9002.
-";
-    let fresh = format!("{head}{}\n", body.join("\n"));
-    if env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(root(FILE), &fresh).expect("it can be written");
+{}
+",
+            body.join("\n")
+        );
+        if env::var_os("UPDATE_DOCS").is_some() {
+            fs::write(root(file), &fresh).expect("it can be written");
+        }
+        let kept = fs::read_to_string(root(file)).unwrap_or_default();
+        assert!(kept == fresh, "{file} differs from its template: run UPDATE_DOCS=1 cargo test --test docs");
     }
-    assert!(read(FILE) == fresh, "{FILE} differs from its template: run UPDATE_DOCS=1 cargo test --test docs");
 }

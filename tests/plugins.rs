@@ -7,13 +7,14 @@ use std::time::Duration;
 use pointsman::domain::node::{Node, Position, Problems, Value};
 use pointsman::domain::{
     Endpoint, EndpointSpec, Headers, InFlightView, InferenceRequest, LoadDetail, LoadSample, LoadTable, LoraState,
-    PoolIdentity, PrefixMatch, Signals, Slot, Snapshot, Timestamp, Topology,
+    PoolIdentity, PrefixMatch, Prompt, Segment, Signals, Slot, Snapshot, Timestamp, Topology,
 };
 use pointsman::scheduling::plugin::{Build, Built, Cycle, Registry, Row, SignalKind};
 use pointsman::scheduling::{filters, handlers, pickers, scorers};
 use pointsman::signals;
 use proptest::prelude::*;
 use saphyr_parser::{Event, Parser, ScalarStyle};
+use smallvec::smallvec;
 
 const NOW: Timestamp = Timestamp::from_millis(100_000);
 
@@ -254,7 +255,12 @@ impl Scene {
         let headers =
             Headers::from([("x-session-token", "ZGVmYXVsdC9wb2QtMS1yYW5rLTA="), ("x-session-id", "some-session")]);
         Self {
-            request: InferenceRequest { headers, target_model: ADAPTER.into(), ..InferenceRequest::default() },
+            request: InferenceRequest {
+                headers,
+                target_model: ADAPTER.into(),
+                prompts: std::iter::once(Prompt { segments: smallvec![Segment::Fixed(b"Once upon a time")] }).collect(),
+                ..InferenceRequest::default()
+            },
             snapshot: Snapshot { topology, loads: Arc::new(loads) },
             signals: Signals { prefix: vec![prefix], in_flight: Some(in_flight), ..Signals::default() },
         }
@@ -296,6 +302,10 @@ const BURDENS: &[(&str, Burden)] = &[
     ("lora-affinity-scorer", |_| None),
     // A session has one endpoint and no scale.
     ("session-affinity-scorer", |_| None),
+    // The order of a prefix is arbitrary, but who is over the bound comes after all others.
+    ("consistent-hash-scorer", |_| None),
+    // Of the sample.
+    ("cel-scorer", |f| Some(f.known(f.kv_usage)?.max(f.known(f.waiting)? / 128.0))),
 ];
 
 /// Filters whose rule is about the candidates together: they let all pass where they would leave

@@ -44,13 +44,27 @@ const CONVERSATIONS: usize = 64;
 const NUMBER: usize = 20;
 
 impl Requests {
-    /// Prepares requests of a shape.
+    /// Prepares requests of a shape that share beginnings: conversations.
     pub fn new(shape: Shape) -> Arc<Self> {
+        let share = shape.body / 4;
+        Self::sharing(shape, share)
+    }
+
+    /// Prepares requests that have nothing in common.
+    pub fn distinct(shape: Shape) -> Arc<Self> {
+        Self::sharing(shape, 0)
+    }
+
+    /// Prepares requests of which those of one conversation begin with the same `share` bytes.
+    fn sharing(shape: Shape, share: usize) -> Arc<Self> {
         let conversation = |number: usize| {
             let mut text = format!(
                 r#"{{"model":"bench/model","stream":true,"max_tokens":64,"messages":[{{"role":"system","content":"Conversation {number:04}. "#
             );
-            while text.len() + SENTENCE.len() < shape.body / 4 {
+            if share == 0 {
+                return r#"{"model":"bench/model","stream":true,"messages":[{"role":"user","content":""#.to_owned();
+            }
+            while text.len() + SENTENCE.len() < share {
                 text.push_str(SENTENCE);
             }
             text.push_str(r#""},{"role":"user","content":""#);

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
@@ -15,6 +16,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::client::{Requests, Shape};
+use super::pages::Pages;
 use super::process::{Server, cpu_of};
 
 /// CPU microseconds per request of a run.
@@ -98,7 +100,7 @@ async fn read_answer(stream: &mut TcpStream, answer: &mut BytesMut) {
     assert!(answer.starts_with(b"HTTP/1.1 200"), "{:?}", String::from_utf8_lossy(answer));
 }
 
-/// Model servers on every address of the endpoints, answering a short completion to every POST.
+/// Model servers on every address of the endpoints: a short completion to every POST, the metrics page to a GET.
 pub async fn model_servers() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).await.expect("a free port");
     let port = listener.local_addr().expect("bound").port();
@@ -114,6 +116,7 @@ async fn model_server(mut stream: TcpStream) {
     const BODY: &str = r#"{"id":"chatcmpl-1","object":"chat.completion","model":"bench/model","choices":[{"index":0,"message":{"role":"assistant","content":"Yes."},"finish_reason":"stop"}],"usage":{"prompt_tokens":900,"completion_tokens":2,"total_tokens":902}}"#;
     let answer =
         format!("HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{BODY}", BODY.len());
+    let mut pages = Pages::new(true, Arc::default());
     let mut request = BytesMut::with_capacity(256 << 10);
     loop {
         let head = loop {
@@ -124,6 +127,14 @@ async fn model_server(mut stream: TcpStream) {
                 return;
             }
         };
+        if request.starts_with(b"GET") {
+            let line = request[..].split(|byte| *byte == b'\r').next().unwrap_or_default();
+            if stream.write_all(pages.answer(line)).await.is_err() {
+                return;
+            }
+            request.advance(head);
+            continue;
+        }
         let chunked = request[..head].to_ascii_lowercase().windows(7).any(|bytes| bytes == b"chunked");
         let length = content_length(&request[..head]);
         let ended = |request: &[u8]| {

@@ -18,9 +18,11 @@ use bytes::{BufMut, Bytes, BytesMut};
 use futures_core::Stream;
 use http::Response;
 use hyper::body::Incoming;
+use pointsman::admin::health::HealthService;
 use pointsman::extproc::listener::{self, Limits, Serve};
 use pointsman::extproc::workers::Workers;
 use pointsman::lifecycle::drain;
+use pointsman::lifecycle::ready::Readiness;
 use pointsman::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use pointsman::pb::envoy::service::ext_proc::v3 as wire;
 use pointsman::pb::pointsman::wire::v1 as value;
@@ -168,16 +170,21 @@ impl Stream for Echoed {
     }
 }
 
+/// The echo, and gRPC health, which Envoy asks for before it sends anything.
 #[derive(Clone)]
-struct Service(ExternalProcessorServer<Echo>);
+struct Service(ExternalProcessorServer<Echo>, HealthService);
 
 impl Serve for Service {
     type Body = tonic::body::Body;
 
     fn call(&self, request: http::Request<Incoming>) -> impl Future<Output = Response<tonic::body::Body>> + Send {
-        let mut service = self.0.clone();
+        let mut this = self.clone();
         async move {
-            match service.call(request).await {
+            let answered = match request.uri().path().starts_with("/grpc.health") {
+                true => this.1.call(request).await,
+                false => this.0.call(request).await,
+            };
+            match answered {
                 Ok(response) => response,
                 Err(never) => match never {},
             }
@@ -200,7 +207,8 @@ async fn echo(listener: TcpListener) {
     let given = args.iter().position(|a| a == "--destination").and_then(|at| args.get(at + 1));
     let destination = Bytes::from(given.cloned().unwrap_or_else(|| "127.0.1.1:8000".to_owned()));
     let (_trigger, watcher) = drain::channel();
-    let service = Service(ExternalProcessorServer::new(Echo { destination }).max_decoding_message_size(usize::MAX));
+    let echo = ExternalProcessorServer::new(Echo { destination }).max_decoding_message_size(usize::MAX);
+    let service = Service(echo, HealthService::new(Readiness::new()));
     let workers = Workers::start(std::thread::available_parallelism().map_or(1, usize::from)).expect("threads");
     listener::serve(listener, None, Limits::default(), workers, service, watcher).await;
 }

@@ -44,13 +44,43 @@ pub fn address(number: usize, port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 1 + high, low], port))
 }
 
+/// The answers of one connection.
+pub struct Pages {
+    honour_filters: bool,
+    full: Vec<u8>,
+    /// The last filtered page with the request line that asked for it.
+    filtered: Option<(Vec<u8>, Vec<u8>)>,
+    served: Arc<Served>,
+}
+
+impl Pages {
+    /// Of a server that does or does not honour `name[]`.
+    pub fn new(honour_filters: bool, served: Arc<Served>) -> Self {
+        Self { honour_filters, full: answer(PAGE), filtered: None, served }
+    }
+
+    /// The whole answer to a request that starts with `line`.
+    pub fn answer(&mut self, line: &[u8]) -> &[u8] {
+        self.served.pages.fetch_add(1, Ordering::Relaxed);
+        let names = names(line);
+        if !self.honour_filters || names.is_empty() {
+            return &self.full;
+        }
+        self.served.filtered.fetch_add(1, Ordering::Relaxed);
+        if self.filtered.as_ref().is_none_or(|(asked, _)| asked != line) {
+            self.filtered = Some((line.to_vec(), answer(&families(&names))));
+        }
+        self.filtered.as_ref().map_or(&self.full, |(_, page)| page)
+    }
+}
+
+fn answer(page: &str) -> Vec<u8> {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\ncontent-length: ";
+    format!("{head}{}\r\n\r\n{page}", page.len()).into_bytes()
+}
+
 async fn connection(mut stream: TcpStream, honour_filters: bool, served: Arc<Served>) {
-    let answer = |page: &str| {
-        let head = "HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\ncontent-length: ";
-        format!("{head}{}\r\n\r\n{page}", page.len()).into_bytes()
-    };
-    let full = answer(PAGE);
-    let mut filtered: Option<(Vec<u8>, Vec<u8>)> = None;
+    let mut pages = Pages::new(honour_filters, served);
     let mut request = Vec::with_capacity(2048);
     loop {
         request.clear();
@@ -61,18 +91,7 @@ async fn connection(mut stream: TcpStream, honour_filters: bool, served: Arc<Ser
             }
         }
         let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
-        served.pages.fetch_add(1, Ordering::Relaxed);
-        let names = names(line);
-        let page = if honour_filters && !names.is_empty() {
-            served.filtered.fetch_add(1, Ordering::Relaxed);
-            if filtered.as_ref().is_none_or(|(asked, _)| asked != line) {
-                filtered = Some((line.to_vec(), answer(&families(&names))));
-            }
-            filtered.as_ref().map_or(&full, |(_, page)| page)
-        } else {
-            &full
-        };
-        if stream.write_all(page).await.is_err() {
+        if stream.write_all(pages.answer(line)).await.is_err() {
             return;
         }
     }

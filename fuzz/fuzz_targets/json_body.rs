@@ -1,6 +1,7 @@
 //! Request bodies. Whatever the bytes are:
 //!
-//! * a dialect accepts only JSON, and without prompts it finds the same model as with them;
+//! * what serde_json does not read a dialect does not accept, and what it does read is never called broken;
+//! * without prompts a dialect finds the same model as with them;
 //! * every reported span is a JSON value in the body, ascending and disjoint, and the last one is the model;
 //! * every prompt range lies in the body, ends between characters and shares no byte with another;
 //! * a rewrite changes the model and nothing else (compared with serde_json's own tree).
@@ -14,7 +15,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
 use pointsman::dialect::{Dialects, Parsed, TABLE, Wants, rewrite_model};
-use pointsman::domain::{Headers, Segment};
+use pointsman::domain::{Headers, Rejection, Segment};
 use serde_json::Value;
 
 const PATHS: [&str; 8] = [
@@ -42,11 +43,13 @@ fuzz_target!(|data: &[u8]| {
     let body = Bytes::copy_from_slice(body);
     let headers = Headers::default();
     let lean = DIALECTS.parse(path, &headers, &body, Wants::default());
-    let Ok(parsed) = DIALECTS.parse(path, &headers, &body, Wants { prompts: true }) else { return };
+    let parsed = DIALECTS.parse(path, &headers, &body, Wants { prompts: true });
+    check_syntax(&lean, &body);
+    check_syntax(&parsed, &body);
+    let Ok(parsed) = parsed else { return };
     let lean = lean.expect("asking for less cannot fail");
     let without = |parsed: &Parsed| Parsed { prompts: Default::default(), cache_salt: None, ..parsed.clone() };
     assert_eq!(without(&lean), without(&parsed));
-    serde_json::from_slice::<serde::de::IgnoredAny>(&body).expect("only JSON is accepted");
     check_spans(&parsed, &body);
     check_prompts(&parsed, &body);
 
@@ -73,6 +76,21 @@ fuzz_target!(|data: &[u8]| {
     }
     assert_eq!(serde_json::from_slice::<Value>(&whole).expect("still JSON"), Value::Object(tree));
 });
+
+/// The dialects' own scanner and serde_json agree on what is JSON.
+fn check_syntax(said: &Result<Parsed, Rejection>, body: &[u8]) {
+    let text = std::str::from_utf8(body);
+    let is_json = text.is_ok_and(|text| serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok());
+    match said {
+        Ok(_) => assert!(is_json, "only JSON is accepted"),
+        // JSON of another shape than a dialect wants.
+        Err(Rejection::BadRequest(text)) if is_json => {
+            assert!(!["invalid JSON", "expected "].iter().any(|start| text.starts_with(start)), "{text}");
+        }
+        Err(Rejection::BadRequest(_)) => {}
+        Err(other) => panic!("not a bad request: {other:?}"),
+    }
+}
 
 fn check_spans(parsed: &Parsed, body: &[u8]) {
     let mut done = 0;

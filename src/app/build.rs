@@ -188,16 +188,20 @@ impl Parts {
         });
         spawner.critical("health listener", admin::health::serve(listeners.health, self.health, drain.clone()));
         spawner.critical("admin listener", admin::serve(listeners.metrics, self.admin, drain.clone()));
-        let pool = Arc::clone(&self.pool);
-        spawner.critical("sample publisher", async move {
-            pool.publish_samples().await;
-            Ok(())
-        });
         if let Some(Collection { settings, sink }) = self.collector {
-            let (topology, clock, drain) = (self.pool.topology(), self.clock, drain.clone());
-            spawner.spawn("collector", async move {
-                let stop = async move { drain.forced().await };
-                Ok(collector::run(settings, topology, sink, clock, stop).await?)
+            let (pool, clock, drain) = (self.pool.clone(), self.clock, drain.clone());
+            let work = async move {
+                tokio::select! {
+                    ended = collector::run(settings, pool.topology(), sink, clock, drain.forced()) => ended,
+                    never = pool.publish_samples() => match never {},
+                }
+            };
+            spawner.critical("collector", async move {
+                // A panic ends the process: nobody would publish samples any more, and routing would go on blindly.
+                if let Err(error) = collector::thread::apart(work).await? {
+                    tracing::error!(%error, "metrics pages are not read");
+                }
+                std::future::pending().await
             });
         }
         if let Some((path, first)) = self.endpoints {

@@ -16,11 +16,15 @@ use crate::app::{self, Environment, Unusable};
 use crate::config::settings::{LogEncoder, Logging};
 use crate::config::{self, Config, Purpose, Tables, error};
 use crate::lifecycle::clock::{Clock, SystemClock};
+use crate::lifecycle::open_files;
 use crate::lifecycle::signal::Shutdown;
 use crate::telemetry::log::{self, Encoder, LogOptions, Verbosity};
 
 /// Exit code when the process could not start or a part of it ended by itself.
 const EXIT_FAILURE: u8 = 1;
+
+/// Open files below which a larger pool runs out of them.
+const FEW_FILES: u64 = 4096;
 
 /// Serves; the result is the exit code.
 pub fn run(start: Start, tables: &Tables, err: &mut dyn Write) -> u8 {
@@ -45,6 +49,12 @@ pub fn run(start: Start, tables: &Tables, err: &mut dyn Write) -> u8 {
             return EXIT_USAGE;
         }
     };
+    if let Some(limit) = open_files::raise().filter(|limit| *limit < FEW_FILES) {
+        tracing::warn!(
+            limit,
+            "few files may be open at a time; each endpoint and each connection takes one (raise the hard limit: ulimit -Hn)"
+        );
+    }
     for line in early.into_iter().chain(config.warning_lines()) {
         tracing::warn!("{line}");
     }

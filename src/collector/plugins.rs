@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::mapping::{BUILT_IN, EngineMapping, MAX_CUSTOM, MetricSpec, built_in};
 use crate::domain::node::{Node, Position, Problems, Value, nearest};
 use crate::scheduling::params::{IfGiven, Param, Params, Rule};
-use crate::scheduling::plugin::{About, Stability};
+use crate::scheduling::plugin::{About, Metric, Stability};
 
 /// Shortest poll interval; shorter ones are raised to it with a warning, as the picker we replace does.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(50);
@@ -285,6 +285,28 @@ impl ExtractorParams {
             config.apply(&mut engines[index]);
         }
         engines
+    }
+
+    /// [`engines`](Self::engines) that also fill the wanted attributes that nobody described: such a key is the
+    /// series itself, `name` or `name{label=value}`, on the pages of every engine.
+    pub fn engines_for(&self, wanted: &BTreeSet<Metric>) -> Vec<EngineMapping> {
+        let mut engines = self.engines();
+        for metric in wanted {
+            let Metric::Attribute(key) = metric else { continue };
+            if !self.describes(key)
+                && let Ok(spec) = MetricSpec::parse(key)
+            {
+                for engine in &mut engines {
+                    engine.attributes.insert(key.clone(), spec.clone());
+                }
+            }
+        }
+        engines
+    }
+
+    /// Whether a custom metric of some engine has this key.
+    pub fn describes(&self, key: &str) -> bool {
+        self.engine_configs.iter().flat_map(|config| &config.custom).any(|custom| custom.attribute_key == key)
     }
 
     /// Label keys that name the engine, first match wins.

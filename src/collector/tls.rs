@@ -61,7 +61,7 @@ pub fn load(settings: &Settings) -> Result<Option<Arc<ClientConfig>>, TlsError> 
         .with_safe_default_protocol_versions()
         .map_err(|e| TlsError::Client(e.to_string()))?;
     let builder = if settings.insecure_skip_verify {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(provider)))
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified::new(provider)))
     } else {
         builder.with_root_certificates(authorities(settings.ca_cert.as_deref())?)
     };
@@ -108,7 +108,14 @@ fn authorities(ca: Option<&Path>) -> Result<RootCertStore, TlsError> {
 
 /// Accepts any certificate, but still checks that the server holds its key.
 #[derive(Debug)]
-struct Unverified(Arc<CryptoProvider>);
+pub struct Unverified(Arc<CryptoProvider>);
+
+impl Unverified {
+    /// Checks with the algorithms of `provider`.
+    pub fn new(provider: Arc<CryptoProvider>) -> Self {
+        Self(provider)
+    }
+}
 
 impl ServerCertVerifier for Unverified {
     fn verify_server_cert(

@@ -125,6 +125,7 @@ fn attempt(
     let handler = profiles::handler(profiles.names.len(), &mut plugins, problems);
     let layers = layers::resolve(&document, gates, &mut plugins, problems);
     plugins.build_missing(problems);
+    layers::custom_metrics(&layers, &plugins, problems);
     plugins.warn_unused(problems);
     let pool = pool(&settings, layers.discovery.is_some(), tables, purpose, problems);
     if !problems.errors.is_empty() {

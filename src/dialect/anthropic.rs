@@ -7,7 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::envelope::{self, Envelope, Model, Reader};
-use super::json::{End, Members, Next, Raw, Value};
+use super::json::{End, Fault, Members, Raw, Value};
 use super::media::Video;
 use super::prompt::{self, Sink};
 use super::{AnswerFormat, Dialect, Parsed, Wants, resolve};
@@ -64,7 +64,7 @@ struct Body<'de> {
 }
 
 impl<'de> Members<'de> for Body<'de> {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         match &*key.name() {
             "tools" if self.prompts => {
                 let tools = value.raw()?;

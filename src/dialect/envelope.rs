@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use super::json::{self, End, Fault, Kind, Members, Next, Raw, Value};
+use super::json::{self, End, Fault, Kind, Members, Raw, Value};
 use super::{AnswerFormat, Parsed, Wants};
 use crate::domain::{Prompt, Rejection};
 
@@ -68,7 +68,7 @@ impl<'de> Envelope<'de> {
 }
 
 impl<'de> Members<'de> for Envelope<'de> {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         let name = key.name();
         match &*name {
             "model" => {

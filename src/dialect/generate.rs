@@ -7,7 +7,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::envelope::{self, Envelope, Model, Reader};
-use super::json::{End, Kind, Members, Next, Raw, Value};
+use super::json::{End, Fault, Kind, Members, Raw, Value};
 use super::prompt::Batch;
 use super::{AnswerFormat, Dialect, Parsed, Wants};
 use crate::domain::{Headers, Prompt, Rejection};
@@ -104,7 +104,7 @@ impl Body<'_> {
 }
 
 impl<'de> Members<'de> for Body<'de> {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         match &*key.name() {
             name if self.prompts && name == self.names.ids => match value.kind() {
                 Kind::Text => value.refuse("the list of token ids", "a list of numbers"),
@@ -136,7 +136,7 @@ struct Sampling {
 }
 
 impl<'de> Members<'de> for Sampling {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         let raw = value.raw()?;
         if key.name() == self.name {
             self.limit = raw.integer();

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::envelope::{self, Envelope, Model, Reader};
-use super::json::{End, Kind, Members, Next, Raw, Value};
+use super::json::{End, Fault, Kind, Members, Raw, Value};
 use super::media::Video;
 use super::prompt::{self, Batch, Sink};
 use super::{AnswerFormat, Dialect, Parsed, Wants, resolve};
@@ -116,7 +116,7 @@ impl<'de> Body<'de> {
 }
 
 impl<'de> Members<'de> for Body<'de> {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         match (self.shape, &*key.name()) {
             (Shape::Chat | Shape::Embeddings, "messages") => prompt::messages("`messages`", value, &mut self.messages),
             (Shape::Chat | Shape::Responses, "tools") => {

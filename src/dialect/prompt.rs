@@ -19,7 +19,7 @@ use std::ops::Range;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::json::{Elements, End, Kind, Members, Next, Raw, Value};
+use super::json::{Elements, End, Fault, Kind, Members, Raw, Value};
 use super::media::{self, Video};
 use crate::domain::{Prompt, Segment};
 
@@ -183,11 +183,7 @@ enum Medium {
 }
 
 /// Reads a list of messages (or of the Responses API's items) called `what`.
-pub(super) fn messages<'de, N: Next<'de>>(
-    what: &'static str,
-    value: Value<'_, 'de, N>,
-    sink: &mut Sink<'de>,
-) -> Result<End, N::Error> {
+pub(super) fn messages<'de>(what: &'static str, value: Value<'de>, sink: &mut Sink<'de>) -> Result<End, Fault> {
     sink.clear();
     match value.kind() {
         Kind::Null => value.skip(),
@@ -197,7 +193,7 @@ pub(super) fn messages<'de, N: Next<'de>>(
 
 /// Reads the system prompt of an Anthropic body: text, or text blocks of which the billing header of
 /// some clients is left out (it changes with every request, llm-d-router 4.1).
-pub(super) fn system<'de, N: Next<'de>>(value: Value<'_, 'de, N>, sink: &mut Sink<'de>) -> Result<End, N::Error> {
+pub(super) fn system<'de>(value: Value<'de>, sink: &mut Sink<'de>) -> Result<End, Fault> {
     sink.clear();
     if value.kind() == Kind::Null {
         return value.skip();
@@ -215,7 +211,7 @@ struct Messages<'s, 'de> {
 }
 
 impl<'de> Elements<'de> for Messages<'_, 'de> {
-    fn element<N: Next<'de>>(&mut self, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn element(&mut self, value: Value<'de>) -> Result<End, Fault> {
         if self.sink.is_full() {
             let raw = value.raw()?;
             self.sink.rest(raw.range());
@@ -239,7 +235,7 @@ struct Message<'s, 'de> {
 }
 
 impl<'de> Members<'de> for Message<'_, 'de> {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         match &*key.name() {
             "role" => {
                 let role = value.raw()?;
@@ -274,11 +270,7 @@ impl<'de> Members<'de> for Message<'_, 'de> {
 }
 
 /// Reads a message's content: text, or parts without those whose text starts with `without`.
-fn content<'de, N: Next<'de>>(
-    value: Value<'_, 'de, N>,
-    sink: &mut Sink<'de>,
-    without: Option<&'static str>,
-) -> Result<End, N::Error> {
+fn content<'de>(value: Value<'de>, sink: &mut Sink<'de>, without: Option<&'static str>) -> Result<End, Fault> {
     match value.kind() {
         Kind::Text => {
             let text = value.raw()?;
@@ -306,7 +298,7 @@ struct Parts<'s, 'de> {
 }
 
 impl<'de> Elements<'de> for Parts<'_, 'de> {
-    fn element<N: Next<'de>>(&mut self, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn element(&mut self, value: Value<'de>) -> Result<End, Fault> {
         if self.sink.is_full() {
             let raw = value.raw()?;
             self.sink.rest(raw.range());
@@ -344,7 +336,7 @@ struct Part<'s, 'de> {
 }
 
 impl<'de> Members<'de> for Part<'_, 'de> {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         let name: Cow<'de, str> = key.name();
         match (&*name, value.kind()) {
             ("text", Kind::Text) => {
@@ -398,12 +390,7 @@ fn is_plain_type(kind: &str) -> bool {
 impl<'de> Part<'_, 'de> {
     /// Reads a url, or an object that holds one or holds the content itself. An object without either
     /// (a file id, a text document) counts as written.
-    fn medium<N: Next<'de>>(
-        &mut self,
-        key: &Raw<'de>,
-        value: Value<'_, 'de, N>,
-        medium: Medium,
-    ) -> Result<End, N::Error> {
+    fn medium(&mut self, key: &Raw<'de>, value: Value<'de>, medium: Medium) -> Result<End, Fault> {
         if value.kind() == Kind::Text {
             let url = value.raw()?;
             self.sink.media(medium, &url);
@@ -431,7 +418,7 @@ struct MediaFields<'de> {
 }
 
 impl<'de> Members<'de> for MediaFields<'de> {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         let raw = value.raw()?;
         let field = match &*key.name() {
             "url" => &mut self.url,
@@ -454,7 +441,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Reads the member called `what`, which replaces an earlier one.
-    pub fn read<'de, N: Next<'de>>(&mut self, what: &'static str, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    pub fn read<'de>(&mut self, what: &'static str, value: Value<'de>) -> Result<End, Fault> {
         *self = Self::default();
         match value.kind() {
             Kind::Text => self.one(value),
@@ -478,14 +465,14 @@ impl Batch {
         self.prompts
     }
 
-    fn one<'de, N: Next<'de>>(&mut self, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn one<'de>(&mut self, value: Value<'de>) -> Result<End, Fault> {
         let text = value.raw()?;
         let range = text.inner().map_or(0..0, |inner| inner.range());
         self.prompts.push(Prompt { segments: smallvec![Segment::Body(range)] });
         Ok(text.end())
     }
 
-    fn ids<'de, N: Next<'de>>(&mut self, what: &str, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn ids<'de>(&mut self, what: &str, value: Value<'de>) -> Result<End, Fault> {
         let (ids, end) = value.tokens(what)?;
         self.prompts.push(Prompt { segments: smallvec![Segment::Tokens(ids)] });
         Ok(end)
@@ -498,7 +485,7 @@ struct BatchElements<'b> {
 }
 
 impl<'de> Elements<'de> for BatchElements<'_> {
-    fn element<N: Next<'de>>(&mut self, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn element(&mut self, value: Value<'de>) -> Result<End, Fault> {
         if self.batch.prompts.len() >= MAX_PROMPTS {
             let raw = value.raw()?;
             let start = self.batch.rest.as_ref().map_or(raw.at, |rest| rest.start);

@@ -6,15 +6,19 @@
 //! of a match is held back until the next one. At most one pattern's length is held, and only bytes
 //! that are held or replaced are copied.
 
+use std::sync::LazyLock;
+
 use bytes::{Bytes, BytesMut};
 use memchr::memmem::Finder;
 use smallvec::SmallVec;
+
+/// How every pattern starts.
+static KEY: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"model\":"));
 
 /// Rewrites one answer, chunk by chunk.
 pub struct ModelRestorer {
     patterns: [Vec<u8>; 2],
     replacement: Bytes,
-    key: Finder<'static>,
     held: Bytes,
 }
 
@@ -26,7 +30,6 @@ impl ModelRestorer {
         Self {
             patterns: [format!("\"model\":{quoted}").into_bytes(), format!("\"model\": {quoted}").into_bytes()],
             replacement,
-            key: Finder::new(b"\"model\":").into_owned(),
             held: Bytes::new(),
         }
     }
@@ -43,7 +46,7 @@ impl ModelRestorer {
             joined.freeze()
         };
         let mut from = 0;
-        while let Some(found) = self.key.find(&rest[from..]) {
+        while let Some(found) = KEY.find(&rest[from..]) {
             let at = from + found;
             match self.patterns.iter().find(|p| rest[at..].starts_with(p)) {
                 Some(pattern) => {

@@ -17,9 +17,12 @@
 
 mod sse;
 
-use bytes::Bytes;
+use std::sync::LazyLock;
 
-use super::json::{self, Elements, End, Kind, Members, Next, Raw, Value};
+use bytes::Bytes;
+use memchr::memmem::Finder;
+
+use super::json::{self, Elements, End, Fault, Kind, Members, Raw, Value};
 use super::{AnswerFormat, resolve};
 use crate::domain::Usage;
 
@@ -28,9 +31,19 @@ const MAX_JSON: usize = 16 << 20;
 /// Chunks smaller than this are copied together: a handle costs more than they do.
 const SMALL_CHUNK: usize = 1024;
 
+/// What stands in every text that counts tokens. Built once, because that costs as much as a search.
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("usage"));
+/// Its place in SGLang's own answers.
+static META_INFO: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("meta_info"));
+
 /// Whether a `content-type` is that of an event stream.
 pub fn is_event_stream(content_type: &str) -> bool {
     content_type.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("text/event-stream"))
+}
+
+/// Whether a `content-type` is one of JSON's.
+fn is_json(content_type: &str) -> bool {
+    content_type.as_bytes().windows(4).any(|part| part.eq_ignore_ascii_case(b"json"))
 }
 
 /// Reads the counts of one answer.
@@ -60,7 +73,7 @@ impl UsageReader {
             State::Off
         } else if content_type.is_some_and(is_event_stream) {
             State::Events { lines: sse::Lines::default(), counts: Counts::default() }
-        } else if content_type.is_none_or(|kind| kind.to_ascii_lowercase().contains("json")) {
+        } else if content_type.is_none_or(is_json) {
             State::Json(Pieces::default())
         } else {
             State::Off
@@ -86,7 +99,9 @@ impl UsageReader {
             State::Events { lines, counts } => {
                 let is_clean_cut = lines.at_event_start() && (chunk.ends_with(b"\n\n") || chunk.ends_with(b"\r\n\r\n"));
                 // Whole events without counts leave no trace.
-                if !is_clean_cut || may_count(format, chunk) {
+                if is_clean_cut && !may_count(format, chunk) {
+                    lines.start();
+                } else {
                     lines.push(chunk, |event| counts.read(format, event));
                 }
             }
@@ -152,11 +167,11 @@ impl Pieces {
 /// Whether `text` can hold counts. `"usage":null`, which OpenAI servers put into every event of a
 /// stream that will end with counts, does not.
 fn may_count(format: AnswerFormat, text: &[u8]) -> bool {
-    let usage = memchr::memmem::find_iter(text, b"usage").any(|at| {
+    let usage = USAGE.find_iter(text).any(|at| {
         let behind = &text[at + b"usage".len()..];
         !(behind.starts_with(b"\":null") || behind.starts_with(b"\": null"))
     });
-    usage || (format == AnswerFormat::Engine && memchr::memmem::find(text, b"meta_info").is_some())
+    usage || (format == AnswerFormat::Engine && META_INFO.find(text).is_some())
 }
 
 /// Counts by the names that servers use.
@@ -219,7 +234,7 @@ struct Answer {
 }
 
 impl<'de> Members<'de> for Answer {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         if value.kind() != Kind::Object {
             return value.skip();
         }
@@ -249,7 +264,7 @@ struct Inner {
 }
 
 impl<'de> Members<'de> for Inner {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         if value.kind() != Kind::Object || key.name() != "usage" {
             return value.skip();
         }
@@ -267,7 +282,7 @@ struct AnswerBatch {
 }
 
 impl<'de> Elements<'de> for AnswerBatch {
-    fn element<N: Next<'de>>(&mut self, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn element(&mut self, value: Value<'de>) -> Result<End, Fault> {
         if value.kind() != Kind::Object {
             return value.skip();
         }
@@ -295,7 +310,7 @@ struct Fields {
 }
 
 impl<'de> Members<'de> for Fields {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         let name = key.name();
         let anthropic = self.format == AnswerFormat::Anthropic;
         if matches!(&*name, "prompt_tokens_details" | "input_tokens_details") && value.kind() == Kind::Object {
@@ -324,7 +339,7 @@ struct Details {
 }
 
 impl<'de> Members<'de> for Details {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         let raw = value.raw()?;
         if key.name() == "cached_tokens" {
             self.cached = raw.integer().or(self.cached);

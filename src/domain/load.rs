@@ -13,6 +13,10 @@ use smallvec::SmallVec;
 
 use super::{Slot, Timestamp};
 
+/// Most custom metrics that a [`LoadTable`] holds; the configuration allows no more, and what comes on top is
+/// not kept.
+pub const MAX_ATTRIBUTES: usize = 16;
+
 /// One reading of an endpoint's metrics page. Absent metrics are `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LoadSample {
@@ -120,6 +124,13 @@ pub enum Freshness {
     Fresh(Duration),
 }
 
+/// One custom metric of all endpoints.
+#[derive(Clone, Debug)]
+struct Attribute {
+    key: Arc<str>,
+    values: Vec<f64>,
+}
+
 /// Samples of all endpoints in columns by slot. `NaN` in a column is "not reported".
 #[derive(Clone, Debug, Default)]
 pub struct LoadTable {
@@ -128,6 +139,7 @@ pub struct LoadTable {
     kv_usage: Vec<f32>,
     taken_at: Vec<Option<Timestamp>>,
     detail: Vec<Option<Arc<LoadDetail>>>,
+    attributes: Vec<Attribute>,
     stale_after: Duration,
 }
 
@@ -145,7 +157,26 @@ impl LoadTable {
         self.running[i] = finite(sample.running);
         self.kv_usage[i] = finite(sample.kv_usage);
         self.taken_at[i] = Some(sample.taken_at);
-        self.detail[i] = Some(Arc::clone(&sample.detail));
+        // The collector hands the same detail on for as long as nothing in it changes.
+        if self.detail[i].as_ref().is_none_or(|known| !Arc::ptr_eq(known, &sample.detail)) {
+            self.set_attributes(i, &sample.detail.attributes);
+            self.detail[i] = Some(Arc::clone(&sample.detail));
+        }
+    }
+
+    fn set_attributes(&mut self, index: usize, reported: &BTreeMap<Box<str>, f64>) {
+        for key in reported.keys() {
+            if self.attributes.len() < MAX_ATTRIBUTES && !self.attributes.iter().any(|a| *a.key == **key) {
+                self.attributes.push(Attribute { key: Arc::from(&**key), values: Vec::new() });
+            }
+        }
+        for Attribute { key, values } in &mut self.attributes {
+            let value = reported.get(&**key).copied().filter(|v| v.is_finite()).unwrap_or(f64::NAN);
+            if values.len() <= index {
+                values.resize(index + 1, f64::NAN);
+            }
+            values[index] = value;
+        }
     }
 
     /// Forgets everything about a slot.
@@ -157,6 +188,11 @@ impl LoadTable {
             self.kv_usage[i] = f32::NAN;
             self.taken_at[i] = None;
             self.detail[i] = None;
+            for attribute in &mut self.attributes {
+                if let Some(value) = attribute.values.get_mut(i) {
+                    *value = f64::NAN;
+                }
+            }
         }
     }
 
@@ -187,6 +223,12 @@ impl LoadTable {
     #[inline]
     pub fn kv_usage(&self, slot: Slot) -> Option<f32> {
         read(&self.kv_usage, slot)
+    }
+
+    /// The column of a custom metric by slot, if any endpoint ever reported it; NaN is "not reported", and so
+    /// is a slot past the end.
+    pub fn attribute(&self, key: &str) -> Option<&[f64]> {
+        self.attributes.iter().find(|a| &*a.key == key).map(|a| a.values.as_slice())
     }
 
     /// The rarer values, if any page was read.
@@ -280,5 +322,29 @@ mod tests {
         assert_eq!((table.taken_at(Slot(4)), table.taken_at(Slot(900))), (None, None));
         table.clear(Slot(5));
         assert_eq!(table.freshness(Slot(5), Timestamp::from_millis(3_000)), Freshness::Never);
+    }
+
+    #[test]
+    fn custom_metrics_are_columns_and_bounded() {
+        let mut table = LoadTable::default();
+        let mut set = |slot, values: &[(&str, f64)]| {
+            let attributes = values.iter().map(|(k, v)| ((*k).into(), *v)).collect();
+            let detail = Arc::new(LoadDetail { attributes, ..LoadDetail::default() });
+            table.set(Slot(slot), &LoadSample { detail, ..LoadSample::default() });
+            ["a", "b", "none"].map(|key| {
+                let column = table.attribute(key)?;
+                column.get(slot as usize).copied().filter(|v| !v.is_nan())
+            })
+        };
+        assert_eq!(set(2, &[("a", 16_777_217.0)]), [Some(16_777_217.0), None, None], "not cut to 24 bits");
+        assert_eq!(set(0, &[("b", f64::INFINITY)]), [None; 3], "an infinite reading is no reading");
+        assert_eq!(set(2, &[("b", 1.0)]), [None, Some(1.0), None], "what is not reported any more is gone");
+        let many: Vec<String> = (0..40).map(|i| format!("m{i:02}")).collect();
+        let many: Vec<(&str, f64)> = many.iter().map(|k| (k.as_str(), 7.0)).collect();
+        assert_eq!(set(1, &many), [None; 3]);
+        let kept = many.iter().filter(|(key, _)| table.attribute(key).is_some()).count();
+        assert_eq!(kept, MAX_ATTRIBUTES - 2);
+        table.clear(Slot(2));
+        assert!(table.attribute("b").is_some_and(|column| column[2].is_nan()));
     }
 }

@@ -27,6 +27,7 @@ pub struct Topology {
     pub pool: PoolIdentity,
     slots: Vec<Option<Arc<Endpoint>>>,
     live: EndpointSet,
+    live_slots: Vec<Slot>,
     by_address: HashMap<SocketAddr, Slot>,
     by_ip: HashMap<IpAddr, EndpointSet>,
 }
@@ -38,6 +39,7 @@ impl Topology {
         for endpoint in topology.slots.iter().flatten() {
             let address = endpoint.spec.address;
             topology.live.insert(endpoint.slot);
+            topology.live_slots.push(endpoint.slot);
             topology.by_address.insert(address, endpoint.slot);
             topology.by_ip.entry(address.ip()).or_default().insert(endpoint.slot);
         }
@@ -58,6 +60,11 @@ impl Topology {
     /// Slots in use.
     pub fn live(&self) -> &EndpointSet {
         &self.live
+    }
+
+    /// Slots in use, ascending.
+    pub fn live_slots(&self) -> &[Slot] {
+        &self.live_slots
     }
 
     /// One more than the highest slot ever used: the length of per-slot arrays.

@@ -5,6 +5,7 @@
 //! resulting set; a request costs one bit test per candidate.
 
 pub mod by_label;
+pub mod cel;
 pub mod label_selector;
 pub mod roles;
 pub mod session_affinity;
@@ -23,6 +24,7 @@ pub const TABLE: &[Row] = &[
     roles::ENCODE_ROW,
     utilization::ROW,
     session_affinity::ROW,
+    cel::ROW,
 ];
 
 /// A filter by a rule that reads nothing but the endpoint.

@@ -8,6 +8,8 @@
 //! see, and goes on using old readings for ever.)
 
 pub mod active_request;
+pub mod cel;
+pub mod consistent_hash;
 pub mod kv_cache_utilization;
 pub mod load_aware;
 pub mod lora_affinity;
@@ -33,6 +35,8 @@ pub const TABLE: &[Row] = &[
     no_hit_lru::ROW,
     lora_affinity::ROW,
     session_affinity::ROW,
+    consistent_hash::ROW,
+    cel::ROW,
 ];
 
 /// The smallest and the largest of some readings.

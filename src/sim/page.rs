@@ -1,6 +1,6 @@
 //! The page of metrics: that of a real vLLM, whole, with the live figures put in.
 //!
-//! `vllm-metrics.txt` was scraped from vLLM 0.32 under load. A page of the real size (63 KB, 700
+//! `tests/data/metrics/vllm-metrics.txt` was scraped from vLLM 0.32 under load. A page of the real size (63 KB, 700
 //! lines, of which a picker reads five) matters: parsing it is what a scraper spends its time on.
 //! Live are requests running and waiting, KV usage, prefix-cache, prompt and generation counters,
 //! finished requests, LoRA and cache configuration. The rest (histograms, process figures) stays as
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::engine::Readings;
 
-const TEMPLATE: &str = include_str!("vllm-metrics.txt");
+const TEMPLATE: &str = include_str!("../../tests/data/metrics/vllm-metrics.txt");
 const TEMPLATE_MODEL: &str = "tiny/llama";
 /// LoRA label sets that stay on the page after they changed. vLLM keeps all of them; the newest
 /// timestamp says which is true, and a scraper must cope with that.

@@ -1,4 +1,7 @@
 use super::*;
+use crate::collector::mapping::Plan;
+use crate::collector::reading::read;
+use crate::domain::Timestamp;
 
 fn text(s: &str) -> Value {
     Value::String(s.into())
@@ -143,4 +146,25 @@ fn rows_are_named_once_and_decode_nothing_to_defaults() {
         assert!(problems.errors.is_empty());
         assert!(!row.about.params.is_empty() && row.about.sample.contains(row.about.kind));
     }
+}
+
+#[test]
+fn wanted_series_that_nobody_described_are_read_under_their_own_name() {
+    let custom = map(vec![("attributeKey", text("mine")), ("metricSpec", text("own_gauge"))]);
+    let own = map(vec![("name", text("own")), ("customMetrics", list(vec![custom]))]);
+    let doc = node(map(vec![("engineConfigs", list(vec![own]))]));
+    let extractor = decode_extractor(Some(&doc), "p", &mut Problems::default());
+    let series = "vllm:num_requests_waiting_by_reason{reason=capacity}";
+    let wanted = [series, "mine", "no series"].map(|key| Metric::Attribute(key.into()));
+    let engines = extractor.engines_for(&wanted.clone().into());
+    assert!(engines.iter().all(|engine| engine.attributes[series] == MetricSpec::parse(series).unwrap()));
+    let mine: Vec<&str> =
+        engines.iter().filter(|e| e.attributes.contains_key("mine")).map(|e| e.name.as_str()).collect();
+    assert_eq!(mine, ["own"], "what is described is described for its engine");
+    assert!(extractor.describes("mine") && !extractor.describes(series));
+    assert!(!engines.iter().any(|e| e.attributes.contains_key("no series")));
+    let plan = Plan::new(&engines[0], &wanted.into());
+    let page = include_bytes!("../../../tests/data/metrics/vllm-metrics.txt");
+    let sample = read(&plan, page, Timestamp(0)).expect("a page");
+    assert_eq!(sample.detail.attributes.iter().map(|(k, v)| (&**k, *v)).collect::<Vec<_>>(), [(series, 10.0)]);
 }

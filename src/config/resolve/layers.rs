@@ -1,9 +1,11 @@
 //! Parsers, data sources, discovery and saturation: the plugins whose objects other rooms build.
 
 use super::plugins::{Group, Plugins};
+use crate::collector::{MetricSpec, decode_extractor};
 use crate::config::Gates;
 use crate::config::document::{Document, FlowControl, Placed, Reference};
 use crate::domain::node::{Position, Problems};
+use crate::scheduling::plugin::{Metric, Need};
 
 /// Parsers when none is named, in the order in which they are tried.
 const PARSERS: [&str; 4] = ["openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser"];
@@ -29,6 +31,29 @@ pub(super) fn resolve(document: &Document, gates: Gates, plugins: &mut Plugins<'
         sources: sources(document, plugins, problems),
         discovery: discovery(document, plugins, problems),
         saturation: saturation(document, plugins, problems),
+    }
+}
+
+/// Refuses custom metrics that some plugin reads and nothing can fill: neither has an engine a metric of this
+/// key, nor is the key the name of a series.
+pub(super) fn custom_metrics(layers: &Layers, plugins: &Plugins<'_>, problems: &mut Problems) {
+    let extractor = layers.sources.first().and_then(|(_, extractors)| extractors.first());
+    let parameters = extractor.and_then(|i| plugins.entry(*i).declared.parameters.as_ref());
+    // What is wrong with them was reported when the extractor was built.
+    let engines = decode_extractor(parameters, "", &mut Problems::default());
+    for (need, readers) in &plugins.registry().needs {
+        let Need::Metric(Metric::Attribute(key)) = need else { continue };
+        if engines.describes(key) || MetricSpec::parse(key).is_ok() {
+            continue;
+        }
+        for declared in readers.iter().filter_map(|name| plugins.find(name)).map(|i| &plugins.entry(i).declared) {
+            problems.error(
+                declared.at,
+                &declared.path,
+                format!("no engine has a custom metric `{key}`, and it is not the name of a series"),
+                "describe it in customMetrics of core-metrics-extractor, or write `name` or `name{label=value}`",
+            );
+        }
     }
 }
 

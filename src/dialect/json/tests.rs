@@ -1,3 +1,5 @@
+mod differential;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -15,7 +17,7 @@ struct Collect<'c, 'de> {
 }
 
 impl<'de> Collect<'_, 'de> {
-    fn value<N: Next<'de>>(&mut self, path: String, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn value(&mut self, path: String, value: Value<'de>) -> Result<End, Fault> {
         let (at, kind) = (value.at, value.kind());
         // The walkers are not recursive, so the test fixes the number of levels as they do.
         let end = if self.depth == 1 && matches!(kind, Kind::Object | Kind::List) {
@@ -33,13 +35,13 @@ impl<'de> Collect<'_, 'de> {
 }
 
 impl<'de> Members<'de> for Collect<'_, 'de> {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         self.value(format!("{}/{}", self.path, key.name()), value)
     }
 }
 
 impl<'de> Elements<'de> for Collect<'_, 'de> {
-    fn element<N: Next<'de>>(&mut self, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn element(&mut self, value: Value<'de>) -> Result<End, Fault> {
         let path = format!("{}/{}", self.path, self.index);
         self.index += 1;
         self.value(path, value)
@@ -53,7 +55,7 @@ struct Leaves<'c, 'de> {
 }
 
 impl<'de> Members<'de> for Leaves<'_, 'de> {
-    fn member<N: Next<'de>>(&mut self, key: &Raw<'de>, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn member(&mut self, key: &Raw<'de>, value: Value<'de>) -> Result<End, Fault> {
         let raw = value.raw()?;
         self.found.insert(format!("{}/{}", self.path, key.name()), raw);
         Ok(raw.end())
@@ -61,7 +63,7 @@ impl<'de> Members<'de> for Leaves<'_, 'de> {
 }
 
 impl<'de> Elements<'de> for Leaves<'_, 'de> {
-    fn element<N: Next<'de>>(&mut self, value: Value<'_, 'de, N>) -> Result<End, N::Error> {
+    fn element(&mut self, value: Value<'de>) -> Result<End, Fault> {
         let raw = value.raw()?;
         self.found.insert(format!("{}/{}", self.path, self.index), raw);
         self.index += 1;
@@ -130,15 +132,17 @@ proptest! {
     #[test]
     fn token_ids_are_what_a_typed_read_gives(ids in prop::collection::vec(any::<u32>(), 0..20), pretty in any::<bool>()) {
         let text = if pretty { serde_json::to_string_pretty(&ids) } else { serde_json::to_string(&ids) }.expect("json");
-        let read = token_ids(text.as_bytes());
-        prop_assert_eq!(read.as_deref(), Ok(ids.as_slice()));
+        let after = format!("{text}, [1]");
+        prop_assert_eq!(ids::read(after.as_bytes()), Ok((ids.into(), text.len())));
     }
 }
 
 #[test]
 fn token_ids_refuse_what_is_no_id_at_its_offset() {
-    assert_eq!(token_ids(b"[]").as_deref(), Ok(&[][..]));
-    assert_eq!(token_ids(b"[4294967295]").as_deref(), Ok(&[u32::MAX][..]));
+    assert_eq!(ids::read(b"[] "), Ok((Box::default(), 2)));
+    assert_eq!(ids::read(b"[ \n]"), Ok((Box::default(), 4)));
+    assert_eq!(ids::read(b"[4294967295]"), Ok(([u32::MAX].into(), 12)));
+    assert_eq!(ids::read(b"[ 0 ,\t10\r]x"), Ok(([0, 10].into(), 10)));
     for (list, offset) in [
         ("[1, -1]", 4),
         ("[4294967296]", 1),
@@ -147,11 +151,17 @@ fn token_ids_refuse_what_is_no_id_at_its_offset() {
         ("[\"1\"]", 1),
         ("[0,[1]]", 3),
         ("[null]", 1),
+        ("[\"]\", 1]", 1),
     ] {
-        assert_eq!(token_ids(list.as_bytes()), Err(offset), "{list}");
+        assert_eq!(ids::read(list.as_bytes()), Err(offset), "{list}");
+        serde_json::from_str::<Json>(list).expect("JSON");
     }
     let huge = format!("[{}]", "9".repeat(10_000));
-    assert_eq!(token_ids(huge.as_bytes()), Err(1));
+    assert_eq!(ids::read(huge.as_bytes()), Err(1));
+    for broken in ["[", "[1", "[1,", "[1,]", "[,1]", "[01]", "[1 2]", "[1,,2]", "[00]", "[-]", "[\0]"] {
+        assert!(ids::read(broken.as_bytes()).is_err(), "{broken}");
+        assert!(serde_json::from_str::<Json>(broken).is_err(), "{broken}");
+    }
 }
 
 fn said(text: &str) -> String {

@@ -31,12 +31,12 @@ pub(super) struct Lines {
 impl Lines {
     /// Whether nothing of an unfinished event is held.
     pub fn at_event_start(&self) -> bool {
-        self.started
-            && self.partial.is_empty()
-            && !self.line_too_long
-            && !self.after_cr
-            && !self.has_data
-            && !self.event_too_long
+        self.partial.is_empty() && !self.line_too_long && !self.after_cr && !self.has_data && !self.event_too_long
+    }
+
+    /// Something came that needed no look.
+    pub fn start(&mut self) {
+        self.started = true;
     }
 
     /// Bytes held.
