@@ -37,8 +37,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use callgrind::{Callgrind, Cost};
-use table::{Conditions, Table};
+use callgrind::Callgrind;
+use table::{Conditions, Cost, Table};
 use workloads::{CONTROL, WORKLOADS, Workload};
 
 /// That of the process: it is part of what a request costs, and its functions are how allocations are counted.
@@ -130,7 +130,7 @@ fn gate(valgrind: &Path, only: &str, accept: bool) -> Result<(), String> {
         println!("accepted: benches/instructions.txt is written anew");
         return Ok(());
     }
-    verdict.problem(&folder).map_or(Ok(()), Err)
+    verdict.problem(|name| callgrind::profile(&folder, name)).map_or(Ok(()), Err)
 }
 
 /// Runs the workloads, as many at a time as there are cores: it does not change what is counted.

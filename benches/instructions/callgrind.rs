@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::table::Cost;
 use super::workloads::Workload;
 
 /// Functions of the allocator whose calls are allocations, unless one calls the other.
@@ -14,13 +15,6 @@ const ALLOCATING: [&str; 6] =
 /// per byte. Off, so that a copy costs the same everywhere: one instruction for about ten bytes.
 const COPY_IN_A_LOOP: &str =
     "glibc.cpu.x86_rep_movsb_threshold=0x7fffffffffffffff:glibc.cpu.x86_rep_stosb_threshold=0x7fffffffffffffff";
-
-/// What one operation costs.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Cost {
-    pub instructions: f64,
-    pub allocations: f64,
-}
 
 /// Where things are.
 pub struct Callgrind<'a> {

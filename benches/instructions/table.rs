@@ -1,10 +1,8 @@
 //! The committed table, and what has changed against it.
 
 use std::fmt::{self, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use super::callgrind::{self, Cost};
 
 const HEAD: &str = "\
 # What one operation of each workload in benches/instructions.rs costs: instructions, allocations.
@@ -17,6 +15,13 @@ const TOLERANCE: f64 = 0.05;
 const TOLERANCE_ELSEWHERE: f64 = 0.15;
 /// Instructions that are always let pass: a register spilt in a loop of a small workload.
 const SLACK: f64 = 20.0;
+
+/// What one operation costs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Cost {
+    pub instructions: f64,
+    pub allocations: f64,
+}
 
 /// What counts depend on besides the code.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -197,16 +202,15 @@ pub fn compare(recorded: &Table, now: &Table, only: &str) -> Verdict {
 }
 
 impl Verdict {
-    /// Why it fails, if it does, and what to do.
-    pub fn problem(&self, folder: &Path) -> Option<String> {
+    /// Why it fails, if it does, and what to do; `profile` is where that of a workload is.
+    pub fn problem(&self, profile: impl Fn(&str) -> PathBuf) -> Option<String> {
         let mut text = String::new();
         if !self.grown.is_empty() {
             text.push_str("FAILED: these cost more than recorded:\n");
             for (name, how) in &self.grown {
                 _ = writeln!(text, "  {name}: {how}");
             }
-            let profile = callgrind::profile(folder, &self.grown[0].0);
-            _ = writeln!(text, "Where it goes: callgrind_annotate '{}'", profile.display());
+            _ = writeln!(text, "Where it goes: callgrind_annotate '{}'", profile(&self.grown[0].0).display());
         }
         if !self.unrecorded.is_empty() {
             text.push_str("FAILED: the table does not list the workloads that there are:\n");
