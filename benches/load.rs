@@ -47,8 +47,9 @@ const HEAD: &str = "# Benchmarks
 Written by `make bench`; every figure is of one run on one machine, the median of its rounds. What is compared is named
 beside it. The goals are those that the project set itself.
 
-* *echo*: a server on tonic's gRPC stack that decides nothing and gives everything back: same messages, listener,
-  thread layout and allocator as the picker. It is the floor for a server on that stack.
+* *echo*: a server on tonic's gRPC stack that decides nothing and gives everything back, with the picker's messages, listener,
+  threads and allocator. It is the floor that the goals are about.
+* *edge*: the picker's own edge with nothing behind it, which copies less than that stack does; beside it stands what picking costs.
 * *picker*: Pointsman with its default profile (`queue-scorer` 2, `kv-cache-utilization-scorer` 2, `prefix-cache-scorer` 3),
   access log on, before 100 endpoints whose metrics it reads every 50 ms.
 * *null*: HTTP/2 without reading what comes; it shows what the load generator can do.
@@ -180,9 +181,14 @@ async fn direct(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
     let mut null = Server::own("null", bench.core);
     let mut echo = Server::own("echo", bench.core);
     let mut picker = bench.picker(bench.core, bench.pages);
-    let loads =
-        [Load::connect(&mut null, 4).await, Load::connect(&mut echo, 4).await, Load::connect(&mut picker, 4).await];
-    let servers = [&null, &echo, &picker];
+    let mut edge = Server::own("edge", bench.core);
+    let loads = [
+        Load::connect(&mut null, 4).await,
+        Load::connect(&mut echo, 4).await,
+        Load::connect(&mut picker, 4).await,
+        Load::connect(&mut edge, 4).await,
+    ];
+    let servers = [&null, &echo, &picker, &edge];
     let mut saturation = Vec::new();
     report.heading("CPU per request, over the wire");
     report.say("Closed loop over 4 connections; *at once* is the number of requests under way.\n");
@@ -192,6 +198,7 @@ async fn direct(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
         "at once",
         "null",
         "echo",
+        "edge",
         "picker",
         "picker ÷ echo",
         "requests/s null",
@@ -204,17 +211,17 @@ async fn direct(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
     ]);
     for (kilobytes, pieces, chunks, at_once, goal) in SHAPES {
         let requests = Requests::new(Shape { body: kilobytes << 10, pieces, chunks });
-        let mut runs: [Vec<Run>; 3] = Default::default();
+        let mut runs: [Vec<Run>; 4] = Default::default();
         for (load, server) in loads.iter().zip(servers) {
             load.closed(server, &requests, at_once, plan.time().min(Duration::from_millis(500))).await;
         }
         runs[0].push(loads[0].closed(servers[0], &requests, at_once, plan.time()).await);
         for _ in 0..plan.rounds {
-            for at in [1, 2] {
+            for at in [1, 2, 3] {
                 runs[at].push(loads[at].closed(servers[at], &requests, at_once, plan.time()).await);
             }
         }
-        let [null, echo, picker] = [0, 1, 2].map(|at| of(&runs[at], Run::cpu_per_request));
+        let [null, echo, picker, edge] = [0, 1, 2, 3].map(|at| of(&runs[at], Run::cpu_per_request));
         let ratio = median(runs[1].iter().zip(&runs[2]).map(|(e, p)| p.cpu_per_request() / e.cpu_per_request()));
         let rate = of(&runs[2], Run::rate);
         saturation.push((kilobytes, rate));
@@ -226,6 +233,7 @@ async fn direct(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
             at_once.to_string(),
             format!("{null:.0} µs"),
             format!("{echo:.0} µs"),
+            format!("{edge:.0} µs"),
             format!("{picker:.0} µs"),
             ratio,
             format!("{:.0}", of(&runs[0], Run::rate)),
@@ -358,7 +366,10 @@ async fn behind_envoy(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
     for (at, server) in servers.iter().enumerate() {
         match envoy::Behind::start(server, &bench.folder.join(format!("envoy-{at}"))).await {
             Some(envoy) => envoys.push(envoy),
-            None => return,
+            None => {
+                report.heading("Behind a real Envoy");
+                return report.say("Left out: there was no Envoy. `scripts/get-envoy` fetches it.");
+            }
         }
     }
     report.heading("Behind a real Envoy");

@@ -2,15 +2,18 @@
 //! request and response and takes our answers.
 //!
 //! ```text
-//! stream ── prost ──▶ convert ──▶ machine (no I/O) ──▶ actions ──▶ respond ── prost ──▶ stream
-//!                                     │   ▲
-//!                                     ▼   │ decide, observe, end
-//!                                  exchange (the director)
+//! DATA ──▶ grpc ──▶ convert ──▶ machine (no I/O) ──▶ actions ──▶ respond ──▶ DATA
+//!                                   │   ▲
+//!                                   ▼   │ decide, observe, end
+//!                                exchange (the director)
 //! ```
 //!
-//! Invariants: protobuf types appear only in `convert` and `respond` (and as opaque messages in `stream` and
-//! `service`); every stream that sent a message ends its exchange exactly once; body bytes are sliced, not copied;
-//! nothing here waits for time. Sections and R-numbers in these modules are those of the protocol digest.
+//! `listener` accepts, `workers` are the threads that connections live on, `service` is the one method as HTTP/2
+//! sees it, `stream` drives the line above as its answer is polled.
+//!
+//! Invariants: protobuf types appear only in `grpc`, `convert` and `respond`; every stream that sent a message ends
+//! its exchange exactly once; body bytes are sliced, and copied at most once, when a body that came in several
+//! frames is joined to be read; nothing but the listener waits for time. Sections and R-numbers in these modules are those of the protocol digest.
 //!
 //! Rejected: a task and a channel per stream (a fifth more CPU for small bodies), and one loop that mixes
 //! reading, protocol and decision (every order of messages must be defined, which only a machine that can be

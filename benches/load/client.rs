@@ -32,9 +32,9 @@ pub struct Requests {
     chunk: Bytes,
     last_chunk: Bytes,
     /// JSON up to the text of the user.
-    head: Vec<String>,
+    head: Vec<Bytes>,
     /// Text that fills the rest, and the end of the JSON.
-    tail: String,
+    tail: Bytes,
 }
 
 const SENTENCE: &str = "The points are set before the train arrives, and \\\"before\\\" is what matters here.\\n";
@@ -70,7 +70,7 @@ impl Requests {
             text.push_str(r#""},{"role":"user","content":""#);
             text
         };
-        let head: Vec<String> = (0..CONVERSATIONS).map(conversation).collect();
+        let head: Vec<Bytes> = (0..CONVERSATIONS).map(|number| conversation(number).into()).collect();
         let closing = r#""}]}"#;
         let mut tail = String::from(" ");
         let room = shape.body.saturating_sub(head[0].len() + NUMBER + closing.len());
@@ -88,31 +88,37 @@ impl Requests {
         Arc::new(Self {
             shape,
             headers: wire::request_headers(),
-            end: wire::request_body(&[], true),
+            end: wire::request_end(),
             response_headers: wire::response_headers(),
             chunk: wire::response_body(&chunk, false),
             last_chunk: wire::response_body(&last, true),
             head,
-            tail,
+            tail: tail.into(),
         })
     }
 
     /// The body of request `number` as JSON.
     pub fn json(&self, number: u64) -> Vec<u8> {
         let digits = format!("{number:0NUMBER$}");
-        [self.head[number as usize % CONVERSATIONS].as_bytes(), digits.as_bytes(), self.tail.as_bytes()].concat()
+        [&self.head[number as usize % CONVERSATIONS], digits.as_bytes(), &self.tail].concat()
     }
 
-    /// The body's messages of request `number`; the last one is the empty end.
+    /// The body's messages of request `number`, as slices of what all requests share; the last one is the empty end.
     fn body(&self, number: u64, mut send: impl FnMut(Bytes)) {
-        let digits = format!("{number:0NUMBER$}");
-        let head = &self.head[number as usize % CONVERSATIONS];
-        if self.shape.pieces <= 1 {
-            send(wire::request_body(&[head.as_bytes(), digits.as_bytes(), self.tail.as_bytes()], false));
-        } else {
-            let whole = self.json(number);
-            for piece in whole.chunks(whole.len().div_ceil(self.shape.pieces)) {
-                send(wire::request_body(&[piece], false));
+        let digits = Bytes::from(format!("{number:0NUMBER$}"));
+        let mut parts = [self.head[number as usize % CONVERSATIONS].clone(), digits, self.tail.clone()];
+        let mut left: usize = parts.iter().map(Bytes::len).sum();
+        let piece = left.div_ceil(self.shape.pieces.max(1));
+        while left > 0 {
+            let mut room = piece.min(left);
+            left -= room;
+            send(wire::request_body_head(room));
+            for part in &mut parts {
+                let now = part.split_to(room.min(part.len()));
+                room -= now.len();
+                if !now.is_empty() {
+                    send(now);
+                }
             }
         }
         send(self.end.clone());

@@ -1,8 +1,11 @@
 //! What the picker is compared with: servers that speak ext_proc and decide nothing.
 //!
-//! *echo*, the floor: the same messages, gRPC library, listener, runtime layout and allocator as the picker; it
-//! collects the body, names a fixed destination, gives the body back in the same pieces and passes the
-//! response. Whatever the picker needs beyond it is the price of picking.
+//! *echo*, the floor: ext_proc on tonic's stack with messages whose bodies are `Bytes`, answers made inline, and the
+//! picker's listener, threads and allocator; it collects the body, names a fixed destination, gives the body back in
+//! the same pieces and passes the response.
+//!
+//! *edge*: the picker's own edge (its framing and its state machine) with nothing behind it. The echo pays for copies
+//! that this edge avoids, so what the picker needs beyond *edge* is the price of picking.
 //!
 //! *null*: HTTP/2 only. It decodes nothing and answers with frames made beforehand, so it shows what the
 //! generator can do.
@@ -11,6 +14,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::net::Ipv4Addr;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::wire::{Messages, Seen, request};
@@ -19,14 +23,19 @@ use futures_core::Stream;
 use http::Response;
 use hyper::body::Incoming;
 use pointsman::admin::health::HealthService;
+use pointsman::domain::{Headers, Outcome, Rejection};
 use pointsman::extproc::listener::{self, Limits, Serve};
 use pointsman::extproc::workers::Workers;
+use pointsman::extproc::{
+    self, Answers, CompleteRequest, Exchange, Exchanges, ExtProc, ExtProcServer, Route, SetHeader,
+};
 use pointsman::lifecycle::drain;
 use pointsman::lifecycle::ready::Readiness;
 use pointsman::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
 use pointsman::pb::envoy::service::ext_proc::v3 as wire;
 use pointsman::pb::pointsman::wire::v1 as value;
 use prost::Message as _;
+use smallvec::SmallVec;
 use tokio::net::TcpListener;
 use tonic::{Status, Streaming};
 use tower_service::Service as _;
@@ -198,6 +207,7 @@ pub async fn serve(role: &str) {
     println!("{}", listener.local_addr().expect("bound"));
     match role {
         "echo" => echo(listener).await,
+        "edge" => edge(listener).await,
         _ => null(listener).await,
     }
 }
@@ -211,6 +221,50 @@ async fn echo(listener: TcpListener) {
     let service = Service(echo, HealthService::new(Readiness::new()));
     let workers = Workers::start(std::thread::available_parallelism().map_or(1, usize::from)).expect("threads");
     listener::serve(listener, None, Limits::default(), workers, service, watcher).await;
+}
+
+struct NoDecision;
+
+impl Exchanges for NoDecision {
+    type Exchange = Self;
+
+    fn open(&self) -> Self {
+        Self
+    }
+}
+
+impl Exchange for NoDecision {
+    fn decide(&mut self, _: CompleteRequest) -> Result<Route, Rejection> {
+        Ok(Route { destination: "127.0.1.1:8000".into(), ..Route::default() })
+    }
+
+    fn response_headers(&mut self, _: u16, _: Headers, _: Option<&str>, _: bool) -> Vec<SetHeader> {
+        Vec::new()
+    }
+
+    fn response_body(&mut self, _: &Bytes, _: bool) -> Option<SmallVec<[Bytes; 3]>> {
+        None
+    }
+
+    fn end(&mut self, _: Outcome) {}
+}
+
+#[derive(Clone)]
+struct Edge(ExtProcServer<NoDecision>);
+
+impl Serve for Edge {
+    type Body = Answers<NoDecision, Incoming>;
+
+    fn call(&self, request: http::Request<Incoming>) -> impl Future<Output = Response<Self::Body>> + Send {
+        std::future::ready(self.0.answer(request))
+    }
+}
+
+async fn edge(listener: TcpListener) {
+    let (_trigger, watcher) = drain::channel();
+    let service = ExtProc::new(Arc::new(NoDecision), extproc::Settings::default(), watcher.clone());
+    let workers = Workers::start(std::thread::available_parallelism().map_or(1, usize::from)).expect("threads");
+    listener::serve(listener, None, Limits::default(), workers, Edge(service.into_server()), watcher).await;
 }
 
 async fn null(listener: TcpListener) {

@@ -82,34 +82,40 @@ fn varint_len(value: usize) -> usize {
     (usize::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
 }
 
-fn body(field: u8, chunk: &[&[u8]], end: bool) -> Bytes {
-    let size: usize = chunk.iter().map(|part| part.len()).sum();
+/// The start of a body message: everything before `size` bytes of body, behind which comes nothing.
+fn body_head(field: u8, size: usize, end: bool) -> BytesMut {
     let inner = if size > 0 { 1 + varint_len(size) + size } else { 0 } + if end { 2 } else { 0 };
     let whole = 1 + varint_len(inner) + inner;
-    let mut out = BytesMut::with_capacity(whole + 5);
+    let mut out = BytesMut::with_capacity(32);
     out.put_u8(0);
     out.put_u32(u32::try_from(whole).expect("small"));
     out.put_u8(field << 3 | 2);
     varint(inner, &mut out);
-    if size > 0 {
-        out.put_u8(1 << 3 | 2);
-        varint(size, &mut out);
-        chunk.iter().for_each(|part| out.put_slice(part));
-    }
     if end {
         out.put_slice(&[2 << 3, 1]);
     }
-    out.freeze()
+    if size > 0 {
+        out.put_u8(1 << 3 | 2);
+        varint(size, &mut out);
+    }
+    out
 }
 
-/// A piece of the request body, given in parts.
-pub fn request_body(chunk: &[&[u8]], end: bool) -> Bytes {
-    body(request::REQUEST_BODY, chunk, end)
+/// The start of a piece of the request body; its `size` bytes follow.
+pub fn request_body_head(size: usize) -> Bytes {
+    body_head(request::REQUEST_BODY, size, false).freeze()
+}
+
+/// The empty end of the request body.
+pub fn request_end() -> Bytes {
+    body_head(request::REQUEST_BODY, 0, true).freeze()
 }
 
 /// A piece of the response body.
 pub fn response_body(chunk: &[u8], end: bool) -> Bytes {
-    body(request::RESPONSE_BODY, &[chunk], end)
+    let mut out = body_head(request::RESPONSE_BODY, chunk.len(), end);
+    out.put_slice(chunk);
+    out.freeze()
 }
 
 /// What a message is: its field in the `oneof` of its direction, and whether it ends a body.

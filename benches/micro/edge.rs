@@ -229,13 +229,13 @@ impl<E: Exchanges> DataPlane<E> {
 fn turns(shape: Shape, number: usize) -> Turns {
     let mut request = vec![wire::request_headers()];
     for piece in chat(shape.body, number).chunks(PIECE) {
-        let mut message = wire::request_body(&[piece], false);
+        let mut message = Bytes::from([&wire::request_body_head(piece.len()), piece].concat());
         while message.len() > FRAME {
             request.push(message.split_to(FRAME));
         }
         request.push(message);
     }
-    request.push(wire::request_body(&[], true));
+    request.push(wire::request_end());
     let answer = chunks(shape.chunks).map(|(chunk, end)| vec![wire::response_body(chunk, end)]);
     [request, vec![wire::response_headers()]].into_iter().chain(answer).collect()
 }

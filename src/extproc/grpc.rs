@@ -10,7 +10,8 @@
 //! message is opened by hand as far as the body, provided that the body is the first field of it, which is how
 //! every known encoder writes it. Everything else is read by prost once the message is complete.
 //!
-//! Bounds: a message has at most `max_message` bytes, compressed or not; what is held is that and one DATA frame.
+//! Bounds: a message has at most `max_message` bytes, compressed or not; what is held is that and one DATA frame, in
+//! at most [`MAX_CHUNKS`] slices of what was received, since a slice of one byte keeps far more than one byte.
 
 use std::collections::VecDeque;
 use std::io::Read as _;
@@ -21,6 +22,9 @@ use prost::Message as _;
 use super::machine::ReadFailure;
 use crate::pb::envoy::service::ext_proc::v3::processing_request::Request;
 use crate::pb::envoy::service::ext_proc::v3::{HttpBody, ProcessingRequest};
+
+/// Slices kept apart; beyond it they are joined.
+const MAX_CHUNKS: usize = 256;
 
 /// Bytes before each message: a flag for compression and the length.
 const PREFIX: usize = 5;
@@ -208,15 +212,31 @@ fn ended(fields: Bytes, around: Bytes) -> Result<Received, ReadFailure> {
 #[derive(Debug, Default)]
 struct Chunks {
     chunks: VecDeque<Bytes>,
+    /// What came when there were too many chunks; behind them.
+    joined: BytesMut,
     len: usize,
 }
 
 impl Chunks {
     fn push(&mut self, data: Bytes) {
-        if !data.is_empty() {
-            self.len += data.len();
-            self.chunks.push_back(data);
+        if data.is_empty() {
+            return;
         }
+        self.len += data.len();
+        if self.joined.is_empty() && self.chunks.len() < MAX_CHUNKS {
+            self.chunks.push_back(data);
+        } else {
+            self.joined.extend_from_slice(&data);
+        }
+    }
+
+    /// Drops the first chunk, which has been read.
+    fn pop(&mut self) -> Option<Bytes> {
+        let first = self.chunks.pop_front();
+        if self.chunks.is_empty() && !self.joined.is_empty() {
+            self.chunks.push_back(self.joined.split().freeze());
+        }
+        first
     }
 
     fn first(&self) -> &[u8] {
@@ -241,7 +261,7 @@ impl Buf for Chunks {
             first.advance(now);
             count -= now;
             if first.is_empty() {
-                self.chunks.pop_front();
+                self.pop();
             }
         }
     }
@@ -255,7 +275,7 @@ impl Buf for Chunks {
             }
             Some(first) if first.len() == count => {
                 self.len -= count;
-                self.chunks.pop_front().unwrap_or_default()
+                self.pop().unwrap_or_default()
             }
             _ => {
                 let mut joined = BytesMut::with_capacity(count);

@@ -178,7 +178,11 @@ where
 /// Whether a call may use gzip, or its refusal (gRPC over HTTP/2: 415 for what is no gRPC, else a status).
 fn accepted<B>(request: &Request<B>) -> Result<bool, Response<()>> {
     let text = |name| request.headers().get(name).map_or(&b""[..], HeaderValue::as_bytes);
-    let is_grpc = text(header::CONTENT_TYPE.as_str()).to_ascii_lowercase().starts_with(b"application/grpc");
+    const GRPC: &[u8] = b"application/grpc";
+    // With a subtype (`+proto`) or parameters, but not what only begins alike (`-web`).
+    let is_grpc = text(header::CONTENT_TYPE.as_str()).split_at_checked(GRPC.len()).is_some_and(|(kind, rest)| {
+        kind.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';'))
+    });
     if request.method() != Method::POST || !is_grpc {
         let mut refusal = Response::new(());
         *refusal.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;

@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+/// Large bodies that a thread has decided beside it at a time; further ones wait, as the cores are busy with these.
+const LARGE_BODIES: usize = 2;
+
 /// Starts a connection on the thread that runs it.
 type Start = Box<dyn FnOnce() + Send>;
 
@@ -74,8 +77,11 @@ impl Workers {
             }
             Err(error) => tracing::warn!(%error, "cannot take a connection over"),
         });
+        // Cannot happen while the threads live, and they live as long as this; if one has ended after all, its
+        // count stays high, so that it attracts no more.
         if worker.starts.send(start).is_err() {
-            tracing::error!("a thread of the ext_proc port has ended");
+            worker.connections.store(usize::MAX / 2, Ordering::Relaxed);
+            tracing::error!("a thread of the ext_proc port has ended; a connection is lost");
         }
     }
 }
@@ -85,6 +91,7 @@ impl Worker {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .thread_name(format!("large-body-{number}"))
+            .max_blocking_threads(LARGE_BODIES)
             .build()?;
         let (starts, mut coming) = mpsc::unbounded_channel::<Start>();
         std::thread::Builder::new().name(format!("ext-proc-{number}")).spawn(move || {

@@ -2,7 +2,7 @@
 //!
 //! Every piece of work that should be allowed to finish keeps a [`DrainHold`]; listeners and idle
 //! watchers keep only a [`DrainWatcher`] and never delay the stop. Taking and dropping a hold is one
-//! atomic operation each, cheap enough for every stream. A hold can be polled for the force without a future of
+//! atomic operation each, cheap enough for every stream, and two short locks more if it was polled. It can be polled for the force without a future of
 //! its own: its waker goes into one of a few short lists, since every stream waits for this all its life
 //! and one list would be a lock that all threads share.
 //!

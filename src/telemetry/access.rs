@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use super::log::{MAX_VALUE_BYTES, escape};
+use super::log::{MAX_LINE_BYTES, MAX_VALUE_BYTES, TRUNCATED, escape};
 use crate::domain::{Outcome, Rejection, Usage};
 
 /// What is worth knowing about a request afterwards. What is not known stays out of the line.
@@ -108,15 +108,24 @@ impl AccessLine<'_> {
 struct Json<'a>(&'a mut String);
 
 impl Json<'_> {
-    fn key(&mut self, key: &str) {
+    /// Starts a field; `false` if the line takes no more.
+    fn key(&mut self, key: &str) -> bool {
+        if self.0.len() > MAX_LINE_BYTES {
+            if !self.0.ends_with(TRUNCATED) {
+                self.0.push_str(TRUNCATED);
+            }
+            return false;
+        }
         self.0.push_str(",\"");
         self.0.push_str(key);
         self.0.push_str("\":");
+        true
     }
 
     fn text(&mut self, key: &str, value: Option<&str>) {
-        if let Some(value) = value {
-            self.key(key);
+        if let Some(value) = value
+            && self.key(key)
+        {
             self.0.push('"');
             escape(self.0, value, MAX_VALUE_BYTES);
             self.0.push('"');
@@ -124,21 +133,23 @@ impl Json<'_> {
     }
 
     fn number(&mut self, key: &str, value: Option<u64>) {
-        if let Some(value) = value {
-            self.key(key);
+        if let Some(value) = value
+            && self.key(key)
+        {
             self.0.push_str(itoa::Buffer::new().format(value));
         }
     }
 
     fn signed(&mut self, key: &str, value: i32) {
-        self.key(key);
-        self.0.push_str(itoa::Buffer::new().format(value));
+        if self.key(key) {
+            self.0.push_str(itoa::Buffer::new().format(value));
+        }
     }
 
     /// Microseconds as milliseconds, without zeros at the end.
     fn millis(&mut self, key: &str, micros: Option<u64>) {
-        let Some(micros) = micros else { return };
-        self.number(key, Some(micros / 1000));
+        let Some(micros) = micros.filter(|_| self.key(key)) else { return };
+        self.0.push_str(itoa::Buffer::new().format(micros / 1000));
         let mut fraction = micros % 1000;
         if fraction == 0 {
             return;
@@ -248,6 +259,15 @@ mod tests {
             assert_eq!(line, format!(",\"t\":{expected}"));
             assert_eq!(expected.parse::<f64>().unwrap(), micros as f64 / 1000.0);
         }
+    }
+
+    #[test]
+    fn a_line_has_a_bound() {
+        let long = "\u{1}".repeat(MAX_VALUE_BYTES);
+        let line = AccessLine { path: &long, model: &long, ..a_line() };
+        let all = lines(LogOptions::default(), |_| line.emit());
+        assert!(all[0].len() < 2 * MAX_LINE_BYTES + 6 * MAX_VALUE_BYTES, "{}", all[0].len());
+        assert_eq!(serde_json::from_str::<Value>(&all[0]).unwrap()["truncated"], true);
     }
 
     #[test]

@@ -28,8 +28,8 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Context, Filter, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 
-pub(super) use self::line::escape;
 pub use self::line::{MAX_LINE_BYTES, MAX_VALUE_BYTES};
+pub(super) use self::line::{TRUNCATED, escape};
 use crate::lifecycle::clock::Clock;
 
 /// Lines that may wait for the writer.

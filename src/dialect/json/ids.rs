@@ -2,6 +2,9 @@
 
 use super::scan::{byte, space};
 
+/// Ids that room is made for at once: commas alone are no ids, and a long list of them must not reserve much.
+const FIRST_RESERVATION: usize = 1 << 17;
+
 /// Reads the list of ids that `text` starts with (at its bracket): the ids and the length of the list,
 /// or the offset of the first element that is no id. If the list is not even JSON, the offset is that
 /// of some element.
@@ -15,7 +18,7 @@ pub(super) fn read(text: &[u8]) -> Result<(Box<[u32]>, usize), usize> {
     if at == close {
         return Ok((Box::default(), close + 1));
     }
-    let mut ids = Vec::with_capacity(memchr::memchr_iter(b',', list).count() + 1);
+    let mut ids = Vec::with_capacity((memchr::memchr_iter(b',', list).count() + 1).min(FIRST_RESERVATION));
     loop {
         let (id, end) = number(list, at).ok_or(at)?;
         ids.push(id);

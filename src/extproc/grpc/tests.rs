@@ -158,3 +158,22 @@ fn a_second_part_in_a_message_that_was_handed_on_is_refused() {
     assert!(read(&wire, &[], LIMIT).is_ok());
     assert_eq!(read(&wire, &[60], LIMIT), Err(ReadFailure::Malformed));
 }
+
+#[test]
+fn a_message_in_single_bytes_is_kept_in_few_pieces() {
+    // Response bodies are not handed on in pieces, so the whole message is kept.
+    let message = ProcessingRequest {
+        request: Some(Request::ResponseBody(HttpBody { body: Bytes::from(vec![7; 5000]), end_of_stream: true })),
+        ..Default::default()
+    };
+    let wire = framed(&message.encode_to_vec(), false);
+    let mut reader = Reader::new(LIMIT, false);
+    for byte in &wire {
+        assert!(matches!(reader.next(), Ok(None)));
+        reader.push(Bytes::copy_from_slice(&[*byte]));
+        assert!(reader.data.chunks.len() <= MAX_CHUNKS);
+    }
+    let Ok(Some(Received::Message(read))) = reader.next() else { panic!("a message") };
+    assert_eq!(read, message);
+    assert!(reader.is_between_messages());
+}

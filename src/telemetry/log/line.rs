@@ -15,6 +15,8 @@ pub const MAX_VALUE_BYTES: usize = 4096;
 /// Beyond this size a line takes no further fields and says so with `"truncated":true`.
 pub const MAX_LINE_BYTES: usize = 16 * 1024;
 
+/// What is written where a line takes no further fields.
+pub const TRUNCATED: &str = r#","truncated":true"#;
 /// Name of a field whose value is fields already, as they will stand in the line: `,"key":value` each, escaped.
 const READY_MADE: &str = "ready-made fields";
 
@@ -111,7 +113,7 @@ impl Fields<'_> {
             return false;
         }
         if self.fields.len() + self.message.len() > MAX_LINE_BYTES {
-            self.fields.push_str(r#","truncated":true"#);
+            self.fields.push_str(TRUNCATED);
             self.full = true;
             return false;
         }
