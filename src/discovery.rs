@@ -2,3 +2,4 @@
 //! [`EndpointSpec`](crate::domain::EndpointSpec)s and hands the whole set to the pool.
 
 pub mod file;
+pub mod kubernetes;

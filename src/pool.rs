@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::domain::{Endpoint, EndpointSpec, LoadSample, PoolIdentity, Slot, Snapshot, Timestamp, Topology};
+use crate::domain::{Endpoint, EndpointSpec, LoadSample, Policies, PoolIdentity, Slot, Snapshot, Timestamp, Topology};
 use crate::lifecycle::clock::Clock;
 
 use state::{Changes, PoolState};
@@ -45,6 +45,7 @@ pub type OnRemoved = Box<dyn Fn(&Endpoint) + Send + Sync>;
 pub struct Pool {
     state: Mutex<PoolState>,
     current: ArcSwap<Snapshot>,
+    policies: ArcSwap<Policies>,
     topology: watch::Sender<Arc<Topology>>,
     dirty: Notify,
     last_edit: AtomicU64,
@@ -60,6 +61,7 @@ impl Pool {
         Self {
             topology: watch::Sender::new(Arc::clone(&snapshot.topology)),
             current: ArcSwap::from_pointee(snapshot),
+            policies: ArcSwap::default(),
             state: Mutex::new(state),
             dirty: Notify::new(),
             last_edit: AtomicU64::new(clock.now().0),
@@ -72,6 +74,17 @@ impl Pool {
     #[inline]
     pub fn snapshot(&self) -> Guard<Arc<Snapshot>> {
         self.current.load()
+    }
+
+    /// The objectives and rewrites in force. Wait-free.
+    #[inline]
+    pub fn policies(&self) -> Guard<Arc<Policies>> {
+        self.policies.load()
+    }
+
+    /// Puts other objectives and rewrites in force, from the next request on.
+    pub fn set_policies(&self, policies: Policies) {
+        self.policies.store(Arc::new(policies));
     }
 
     /// Follows changes of the endpoint set (not of the loads).

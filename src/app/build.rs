@@ -21,6 +21,7 @@ use crate::dialect::{self, Dialects, Wants};
 use crate::director::decisions::DecisionLog;
 use crate::director::{self, Directed, Director, NamedProducer};
 use crate::discovery::file::{self, FileDiscovery};
+use crate::discovery::kubernetes::Cluster;
 use crate::domain::node::{Problem, Problems};
 use crate::domain::{Endpoint, EndpointSpec, LoadSample, Slot};
 use crate::extproc::listener::{self, Limits};
@@ -53,6 +54,9 @@ pub(super) struct Parts {
     pool: Arc<Pool>,
     collector: Option<Collection>,
     endpoints: Option<(PathBuf, Contents)>,
+    /// The API server, unless the configuration names another discovery.
+    #[expect(dead_code, reason = "endpoints from Kubernetes follow")]
+    cluster: Option<Cluster>,
     clock: Arc<dyn Clock>,
 }
 
@@ -93,6 +97,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let settings = &config.settings;
     let (specs, endpoints) = endpoints(&config).await?;
     let (tls, certificate) = tls(&config)?;
+    let cluster = cluster(&config).await?;
     let grpc = bind(environment.bind, settings.ports.grpc, "--grpc-port").await?;
     let health_listener = bind(environment.bind, settings.ports.health, "--grpc-health-port").await?;
     let metrics_listener = bind(environment.bind, settings.ports.metrics, "--metrics-port").await?;
@@ -147,6 +152,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         pool: Arc::clone(&pool),
         collector,
         endpoints,
+        cluster,
         clock,
     };
     let listeners = Listeners { grpc, health: health_listener, metrics: metrics_listener };
@@ -212,6 +218,14 @@ impl Parts {
         }
         closed
     }
+}
+
+/// The API server, which is needed unless the configuration names another discovery.
+async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
+    if config.discovery.is_some() {
+        return Ok(None);
+    }
+    Ok(Some(Cluster::connect().await?))
 }
 
 async fn bind(ip: std::net::IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {

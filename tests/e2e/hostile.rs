@@ -100,10 +100,11 @@ async fn bad_bodies_get_the_right_status_and_disturb_nobody() {
     assert!(answer.text().starts_with("inference error: BadRequest - "), "{answer:?}");
     refused += 2;
 
+    // How much of it fits beside the cases is the machine's affair; that it goes on is not.
+    traffic.reach(cases.len() as u64).await;
     let others = traffic.stop().await;
     assert!(others.keys().all(|(status, _)| *status == 200), "{others:?}");
     let sent: u64 = others.values().sum();
-    assert!(sent > cases.len() as u64, "{sent} requests are no traffic");
     stack.finish(&[(Outcome::Completed, sent + passed), (Outcome::Rejected, refused)]).await;
 }
 

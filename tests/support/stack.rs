@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -451,6 +451,7 @@ fn pairs(list: &Value, name: &str) -> Vec<String> {
 /// Requests that go on in the background while something else happens.
 pub struct Traffic {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicU64>,
     workers: Vec<JoinHandle<BTreeMap<(u16, String), u64>>>,
 }
 
@@ -458,9 +459,11 @@ impl Traffic {
     /// `workers` clients send one completion after the other through `stack`.
     pub fn start(stack: &Stack, workers: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicU64::new(0));
         let proxy = stack.envoy.address();
         let work = |worker: usize| {
             let stop = Arc::clone(&stop);
+            let answered = Arc::clone(&answered);
             async move {
                 let mut seen = BTreeMap::new();
                 for i in 0.. {
@@ -471,12 +474,23 @@ impl Traffic {
                     let sent = client::send(proxy, post("/v1/completions", &[], body));
                     let answer = Answer::read(within("an answer", sent).await.unwrap()).await;
                     *seen.entry((answer.status, answer.endpoint().to_owned())).or_default() += 1;
+                    answered.fetch_add(1, Ordering::Relaxed);
                 }
                 seen
             }
         };
         let workers = (0..workers).map(|worker| tokio::spawn(work(worker))).collect();
-        Self { stop, workers }
+        Self { stop, answered, workers }
+    }
+
+    /// Waits until `count` requests have been answered since the start.
+    pub async fn reach(&self, count: u64) {
+        within("enough traffic", async {
+            while self.answered.load(Ordering::Relaxed) < count {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
     }
 
     /// Ends it; how many requests got which status from which server.
