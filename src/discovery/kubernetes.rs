@@ -2,6 +2,9 @@
 //!
 //! Losing the API server never stops routing: what was last seen stays in force.
 
+pub mod lease;
+pub mod reviews;
+
 use std::fmt;
 
 /// A connection to the API server, shared by everything that needs it. Cheap to clone.
@@ -42,3 +45,6 @@ impl Cluster {
         &self.client
     }
 }
+
+#[cfg(test)]
+mod fake_api;
