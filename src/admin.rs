@@ -1,4 +1,8 @@
-//! The port for operators: metrics, health, state and configuration over plain HTTP/1.1.
+//! The port for operators: metrics, health, state and configuration over HTTP/1.1.
+//!
+//! Plain and open to all, unless it is given [`tls`] or a guard ([`access`]). The guard stands before every
+//! path but `/healthz` and `/readyz`, which say nothing that a probe may not know and which the
+//! kubelet asks for without a token.
 //!
 //! Read only: no path changes anything. Bounded: connections, their lifetime, the size of a request
 //! head and the time to send it; request bodies are refused. Pages are made on blocking threads, two
@@ -7,27 +11,34 @@
 //! Served until the drain forces: while the process stops is when operators look. Nothing here
 //! delays a stop by more than a second.
 
+pub mod access;
 mod connections;
 pub mod health;
 #[cfg(test)]
 mod tests;
+pub mod tls;
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use http::{Method, Request, Response, StatusCode};
 use http_body::Body as _;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
+use self::access::{Access, Denied};
 use self::connections::Limits;
+use self::tls::AdminTls;
 use crate::lifecycle::drain::DrainWatcher;
 use crate::lifecycle::ready::{Condition, Readiness};
 use crate::telemetry::metrics::{self, Metrics};
@@ -36,6 +47,8 @@ const LIMITS: Limits =
     Limits { connections: 64, lifetime: Duration::from_secs(60), first_byte: Duration::from_secs(5) };
 /// Time to send a request head; also how long an idle connection stays open.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(20);
+/// Time of a TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 /// Pages made at the same time.
@@ -53,6 +66,9 @@ const PATHS: &[(&str, &str)] = &[
     ("/debug/decisions", "recent decisions and their scores as JSON"),
 ];
 
+/// Paths that nobody guards.
+const OPEN: [&str; 2] = ["/healthz", "/readyz"];
+
 /// Makes a page when it is asked for. It runs on a blocking thread.
 pub type PageSource = Box<dyn Fn() -> String + Send + Sync>;
 
@@ -63,13 +79,38 @@ pub struct AdminState {
     plugins: Option<PageSource>,
     config: Option<PageSource>,
     decisions: Option<PageSource>,
+    tls: Option<Arc<AdminTls>>,
+    access: Option<Access>,
     pages: Semaphore,
 }
 
 impl AdminState {
     /// State whose debug paths answer 404 until they are given a source.
     pub fn new(metrics: Arc<Metrics>, readiness: Readiness) -> Self {
-        Self { metrics, readiness, plugins: None, config: None, decisions: None, pages: Semaphore::new(PAGES) }
+        Self {
+            metrics,
+            readiness,
+            plugins: None,
+            config: None,
+            decisions: None,
+            tls: None,
+            access: None,
+            pages: Semaphore::new(PAGES),
+        }
+    }
+
+    /// Serves in TLS only.
+    #[must_use]
+    pub fn with_tls(mut self, tls: Arc<AdminTls>) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Shows pages only to those that `access` lets through.
+    #[must_use]
+    pub fn with_access(mut self, access: Access) -> Self {
+        self.access = Some(access);
+        self
     }
 
     /// Sets the source of `/debug/plugins/state`; it returns JSON.
@@ -104,6 +145,17 @@ pub async fn serve(listener: TcpListener, state: Arc<AdminState>, drain: DrainWa
 }
 
 async fn connection(stream: TcpStream, state: Arc<AdminState>, stop: impl Future<Output = ()>) {
+    let Some(tls) = state.tls.as_ref().map(|tls| tls.current()) else { return serve_http(stream, state, stop).await };
+    // Broken handshakes are the peer's affair, too.
+    if let Ok(Ok(stream)) = timeout(HANDSHAKE, TlsAcceptor::from(tls).accept(stream)).await {
+        serve_http(stream, state, stop).await;
+    }
+}
+
+async fn serve_http<S>(stream: S, state: Arc<AdminState>, stop: impl Future<Output = ()>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let service = service_fn(move |request| {
         let state = Arc::clone(&state);
         async move { Ok::<_, Infallible>(answer(&state, request).await) }
@@ -139,6 +191,9 @@ async fn answer(state: &Arc<AdminState>, request: Request<Incoming>) -> Reply {
         reply.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return reply;
     }
+    if let Some(denied) = denied(state, &request).await {
+        return denied;
+    }
     match request.uri().path() {
         "/metrics" => page(state, metrics::CONTENT_TYPE, |state| Some(state.metrics.render())).await,
         "/healthz" => text(StatusCode::OK, "ok\n"),
@@ -147,6 +202,33 @@ async fn answer(state: &Arc<AdminState>, request: Request<Incoming>) -> Reply {
         "/debug/config" => page(state, TEXT, |state| make(state.config.as_ref())).await,
         "/debug/decisions" => page(state, JSON, |state| make(state.decisions.as_ref())).await,
         _ => not_found(),
+    }
+}
+
+/// The refusal, if the guard has one.
+async fn denied(state: &AdminState, request: &Request<Incoming>) -> Option<Reply> {
+    let path = request.uri().path();
+    let access = state.access.as_ref().filter(|_| !OPEN.contains(&path))?;
+    let page = PATHS.iter().map(|(page, _)| *page).find(|page| *page == path);
+    match access.check(request.headers(), path, page).await.err()? {
+        Denied::Unauthorized => {
+            let mut reply =
+                text(StatusCode::UNAUTHORIZED, "this port needs a bearer token that is allowed to read it\n");
+            reply.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            Some(reply)
+        }
+        Denied::Forbidden => {
+            let why = format!("the owner of this token may not `get` the nonResourceURL {path}\n");
+            Some(text(StatusCode::FORBIDDEN, why))
+        }
+        Denied::Broken(error) => {
+            tracing::error!(error, "tokens for the metrics port cannot be checked");
+            Some(text(StatusCode::INTERNAL_SERVER_ERROR, "tokens cannot be checked; the log says why\n"))
+        }
+        Denied::Unavailable(error) => {
+            tracing::warn!(error, "a token for the metrics port could not be checked");
+            Some(text(StatusCode::SERVICE_UNAVAILABLE, "tokens cannot be checked now\n"))
+        }
     }
 }
 

@@ -7,15 +7,18 @@
 //!
 //! What runs, each with its own failures: the ext_proc listener, the health listener and the admin
 //! listener (critical: if one ends, the process ends), the publisher of load samples (critical), the
-//! collector, the watchers of the endpoints file and of the certificate.
+//! collector, the watchers of the endpoints file and of the certificates, and the leader election
+//! (critical).
 //!
-//! Stop: readiness goes at once and for good; ext_proc keeps serving for the drain time; then
+//! Stop: readiness goes at once and for good, and the lease of the leader is given back; ext_proc keeps serving for the drain time; then
 //! connections are told to go away and open streams may end; what is left after the grace is cut. The
 //! process goes when the connections have written out what was said last, a second later at most.
 
 mod build;
 mod files;
 mod grpc;
+mod guard;
+mod leadership;
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -24,6 +27,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::director::Director;
+use crate::discovery::kubernetes::lease;
 use crate::extproc;
 use crate::lifecycle::drain::{DrainTrigger, Drained};
 use crate::lifecycle::ready::Readiness;
@@ -31,6 +35,7 @@ use crate::lifecycle::task::{Spawner, Supervisor};
 use crate::pool::Pool;
 use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Traces;
+use leadership::Leadership;
 
 pub use build::build;
 
@@ -86,6 +91,7 @@ pub struct App {
     pub metrics: Arc<Metrics>,
     /// Readiness.
     pub readiness: Readiness,
+    leadership: Option<Leadership>,
     listeners: Listeners,
     parts: build::Parts,
     spawner: Spawner,
@@ -108,9 +114,10 @@ impl App {
     /// # Errors
     /// A critical task ended by itself.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<Drained> {
-        let Self { addresses, listeners, parts, spawner, mut supervisor, drain, readiness, .. } = self;
+        let Self { addresses, listeners, parts, spawner, mut supervisor, drain, readiness, leadership, .. } = self;
         let (drain_time, grace) = (self.drain_time, self.grace);
         let closed = parts.spawn(listeners, &spawner, &drain.watcher());
+        let released = leadership.map(|leadership| leadership.spawn(&spawner));
         tracing::info!(
             grpc = %addresses.grpc,
             health = %addresses.health,
@@ -136,6 +143,10 @@ impl App {
         // A stream is over when its last words are queued; the connections still have to write them.
         // They end themselves in time; the timeout is for a peer that does not read.
         let _ = tokio::time::timeout(2 * extproc::listener::AFTER_FORCE, closed).await;
+        if let Some(released) = released {
+            // Begun with the drain; a process that goes before keeps its successors waiting.
+            let _ = tokio::time::timeout(lease::RELEASE, released).await;
+        }
         if let Some(traces) = self.traces {
             // The export blocks, and a collector that is away must not hold up the end.
             let _ = tokio::task::spawn_blocking(move || traces.shutdown(LAST_EXPORT)).await;

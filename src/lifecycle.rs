@@ -5,6 +5,7 @@
 //! refuses new work, waits for what is open and forces the rest. A task that must not end
 //! ([`task`]) stops the process in the same way, with an error.
 
+pub mod certificate;
 pub mod clock;
 pub mod drain;
 pub mod open_files;

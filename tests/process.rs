@@ -15,6 +15,8 @@ mod harness;
 mod health;
 #[path = "process/logs.rs"]
 mod logs;
+#[path = "process/metrics_tls.rs"]
+mod metrics_tls;
 #[path = "process/start.rs"]
 mod start;
 #[path = "process/tls.rs"]

@@ -15,6 +15,10 @@ struct Port {
 }
 
 async fn port() -> Port {
+    port_with(|state| state).await
+}
+
+async fn port_with(change: impl FnOnce(AdminState) -> AdminState) -> Port {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let readiness = Readiness::new();
@@ -22,7 +26,7 @@ async fn port() -> Port {
     let state = AdminState::new(Metrics::new(), readiness.clone())
         .with_plugins(|| r#"{"approx":{}}"#.into())
         .with_config(|| panic!("a broken page"));
-    let serving = tokio::spawn(serve(listener, Arc::new(state), watcher));
+    let serving = tokio::spawn(serve(listener, Arc::new(change(state)), watcher));
     Port { address, readiness, trigger, serving }
 }
 
@@ -139,4 +143,47 @@ async fn an_idle_connection_does_not_delay_the_stop() {
     port.trigger.drain(Duration::ZERO).await;
     tokio::time::timeout(Duration::from_secs(10), port.serving).await.unwrap().unwrap().unwrap();
     assert!(TcpStream::connect(port.address).await.is_err());
+}
+
+/// Lets `scraper` read the metrics; has no answer about `later` and must not be asked about `broken`.
+struct Judge;
+
+impl access::Judge for Judge {
+    fn judge(&self, token: String, path: String) -> access::Judgement {
+        use access::{NoVerdict, Verdict};
+        Box::pin(async move {
+            match token.as_str() {
+                "scraper" if path == "/metrics" => Ok(Verdict::Allowed),
+                "scraper" => Ok(Verdict::Forbidden),
+                "later" => Err(NoVerdict::Unavailable("away".into())),
+                "broken" => Err(NoVerdict::Broken("no permission".into())),
+                _ => Ok(Verdict::Unknown),
+            }
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_guarded_port_shows_pages_to_whom_it_may() {
+    let clock = Arc::new(crate::lifecycle::clock::ManualClock::default());
+    let port = port_with(|state| state.with_access(Access::new(Arc::new(Judge), clock))).await;
+    for (path, token, status) in [
+        ("/metrics", "scraper", "200 OK"),
+        ("/metrics", "", "401 Unauthorized"),
+        ("/metrics", "made-up", "401 Unauthorized"),
+        ("/debug/plugins/state", "scraper", "403 Forbidden"),
+        ("/metrics", "later", "503 Service Unavailable"),
+        ("/metrics", "broken", "500 Internal Server Error"),
+        ("/nothing", "scraper", "403 Forbidden"),
+        ("/nothing", "", "401 Unauthorized"),
+        ("/healthz", "", "200 OK"),
+        ("/readyz", "", "200 OK"),
+    ] {
+        let authorization = if token.is_empty() { String::new() } else { format!("Authorization: Bearer {token}\r\n") };
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{authorization}Connection: close\r\n\r\n");
+        let answer = port.raw(&request).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{path} {token}: {answer}");
+        assert_eq!(answer.contains("www-authenticate: Bearer\r\n"), status.starts_with("401"), "{answer}");
+        assert!(status == "200 OK" || !answer.contains("llm_d_epp"), "{answer}");
+    }
 }

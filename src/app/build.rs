@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 use crate::admin::health::HealthService;
+use crate::admin::tls::AdminTls;
 use crate::admin::{self, AdminState};
 use crate::collector::{self, PollError, SampleSink};
 use crate::config::features::Feature;
@@ -28,6 +29,7 @@ use crate::extproc::listener::{self, Limits};
 use crate::extproc::tls::{CertificateHolder, MinVersion, TlsSettings, server_config};
 use crate::extproc::workers::Workers;
 use crate::extproc::{self, CONTROL_HEADERS, ExtProc, ExtProcServer};
+use crate::lifecycle::certificate;
 use crate::lifecycle::clock::Clock;
 use crate::lifecycle::drain::{self, DrainWatcher};
 use crate::lifecycle::ready::Readiness;
@@ -41,7 +43,8 @@ use crate::telemetry::metrics::{Metrics, MetricsOptions};
 use crate::telemetry::trace::{Exporter, Sampling, Traces};
 
 use super::grpc::Services;
-use super::{Addresses, App, Environment, Listeners, Unusable, files};
+use super::leadership::Leadership;
+use super::{Addresses, App, Environment, Listeners, Unusable, files, guard};
 
 /// What `run` hands to tasks.
 pub(super) struct Parts {
@@ -54,6 +57,7 @@ pub(super) struct Parts {
     pool: Arc<Pool>,
     collector: Option<Collection>,
     endpoints: Option<(PathBuf, Contents)>,
+    admin_tls: Option<Arc<AdminTls>>,
     /// The API server, unless the configuration names another discovery.
     #[expect(dead_code, reason = "endpoints from Kubernetes follow")]
     cluster: Option<Cluster>,
@@ -97,6 +101,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let settings = &config.settings;
     let (specs, endpoints) = endpoints(&config).await?;
     let (tls, certificate) = tls(&config)?;
+    let admin_tls = admin_tls(&config)?;
     let cluster = cluster(&config).await?;
     let grpc = bind(environment.bind, settings.ports.grpc, "--grpc-port").await?;
     let health_listener = bind(environment.bind, settings.ports.health, "--grpc-health-port").await?;
@@ -137,7 +142,14 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
 
     let ext_proc = ExtProc::new(Arc::new(Directed(Arc::clone(&director))), edge(&config), drain_watcher);
     let health = HealthService::new(readiness.clone());
-    let admin = Arc::new(admin_state(&config, &metrics, &readiness, &director));
+    let mut admin = admin_state(&config, &metrics, &readiness, &director);
+    if let Some(tls) = &admin_tls {
+        admin = admin.with_tls(Arc::clone(tls));
+    }
+    if let Some(cluster) = cluster.as_ref().filter(|_| settings.metrics.auth) {
+        admin = admin.with_access(guard::tokens(cluster, &clock));
+    }
+    let leadership = Leadership::new(&config, cluster.as_ref(), &readiness, &metrics, &clock);
     let collector = collection(&config, &pool, &metrics)?;
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = settings.limits.worker_threads.unwrap_or_else(cores);
@@ -146,7 +158,8 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         ext_proc: ext_proc.into_server(),
         workers: Workers::start(threads).context("cannot start the threads of the ext_proc port")?,
         health,
-        admin,
+        admin: Arc::new(admin),
+        admin_tls,
         tls,
         certificate,
         pool: Arc::clone(&pool),
@@ -162,6 +175,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         director,
         metrics,
         readiness,
+        leadership,
         listeners,
         parts,
         spawner,
@@ -214,7 +228,13 @@ impl Parts {
             spawner.spawn("endpoints file", files::follow_endpoints(path, first, self.pool));
         }
         if let Some((folder, holder)) = self.certificate {
-            spawner.spawn("certificate files", files::follow_certificate(folder, holder));
+            let files = certificate::FILES.iter().map(|name| folder.join(name)).collect();
+            let reload = move || holder.reload(&folder);
+            spawner.spawn("certificate files", files::follow_certificate(files, reload));
+        }
+        if let Some(tls) = self.admin_tls {
+            let follow = files::follow_certificate(tls.files(), move || tls.reload());
+            spawner.spawn("certificate files of the metrics port", follow);
         }
         closed
     }
@@ -406,6 +426,16 @@ fn tls(config: &Config) -> Result<Tls, Unusable> {
     .map_err(|error| Unusable(vec![format!("--cert-path, --tls-min-version, --tls-cipher-suites: {error:#}")]))?;
     let followed = tls.cert_path.clone().filter(|_| tls.reload).map(|folder| (folder, holder));
     Ok((Some(server), followed))
+}
+
+/// TLS of the metrics port.
+fn admin_tls(config: &Config) -> Result<Option<Arc<AdminTls>>, Unusable> {
+    let metrics = &config.settings.metrics;
+    let Some(folder) = metrics.cert_dir.clone() else { return Ok(None) };
+    match AdminTls::load(folder, metrics.client_ca.clone()) {
+        Ok(tls) => Ok(Some(Arc::new(tls))),
+        Err(error) => Err(Unusable(vec![format!("--metrics-cert-dir, --metrics-client-ca-file: {error:#}")])),
+    }
 }
 
 /// The collector, if any plugin reads metrics.

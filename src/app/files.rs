@@ -7,7 +7,6 @@ use crate::config;
 use crate::discovery::file::{self, MAX_FILE};
 use crate::domain::EndpointSpec;
 use crate::domain::node::Problems;
-use crate::extproc::tls::CertificateHolder;
 use crate::lifecycle::watch_file::{Contents, FileWatcher, WatchOptions};
 use crate::pool::Pool;
 
@@ -57,23 +56,30 @@ pub async fn follow_endpoints(path: PathBuf, first: Contents, pool: Arc<Pool>) -
     }
 }
 
-/// Follows the certificate folder; a broken pair changes nothing and is logged.
-pub async fn follow_certificate(folder: PathBuf, holder: Arc<CertificateHolder>) -> anyhow::Result<()> {
-    let paths = vec![folder.join("tls.crt"), folder.join("tls.key")];
+/// Follows the files of a certificate; a broken set changes nothing and is logged.
+pub async fn follow_certificate(
+    paths: Vec<PathBuf>,
+    reload: impl Fn() -> anyhow::Result<()> + Send,
+) -> anyhow::Result<()> {
+    let file = paths.first().map(|path| path.display().to_string()).unwrap_or_default();
     let mut watcher = FileWatcher::new(paths, WatchOptions::default());
     // The first contents are those of the start, or came right after it.
     let mut first = true;
     loop {
         let result = match watcher.changed().await {
-            Ok(_) => holder.reload(&folder),
+            Ok(_) => reload(),
             Err(error) => Err(error.into()),
         };
         let at_start = std::mem::replace(&mut first, false);
         match result {
             Ok(()) if at_start => {}
-            Ok(()) => tracing::info!(folder = %folder.display(), "certificate reloaded"),
+            Ok(()) => tracing::info!(file, "certificate reloaded"),
             Err(error) => {
-                tracing::error!(folder = %folder.display(), error = format!("{error:#}"), "certificate not usable: keeping the last good one");
+                tracing::error!(
+                    file,
+                    error = format!("{error:#}"),
+                    "certificate not usable: keeping the last good one"
+                );
             }
         }
     }

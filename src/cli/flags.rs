@@ -130,7 +130,7 @@ pub struct Flags {
     /// Age from which the metrics of an endpoint count as stale.
     #[arg(long, value_name = "DURATION", default_value = "2s", value_parser = duration)]
     metrics_staleness_threshold: Duration,
-    /// Accepted for compatibility, no effect in this version (leader election comes with Kubernetes).
+    /// Of several replicas only the holder of a Lease is ready; needs Kubernetes.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     ha_enable_leader_election: bool,
     /// How long ext_proc keeps serving after SIGTERM.
@@ -160,13 +160,16 @@ pub struct Flags {
     /// Accepted for compatibility: gRPC health is always on the ext_proc port as well.
     #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
     health_checking: bool,
-    /// Accepted for compatibility: the metrics port checks no tokens yet.
+    /// Show metrics and debug pages only to bearer tokens that Kubernetes allows it; without
+    /// Kubernetes there is nobody to ask, and no effect.
     #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     metrics_endpoint_auth: bool,
-    /// Accepted for compatibility: the metrics port has no TLS yet.
+    /// Directory with tls.crt and tls.key of the metrics port, followed when they change; empty is
+    /// plain HTTP.
     #[arg(long, value_name = "DIR", default_value = "")]
     metrics_cert_dir: String,
-    /// Accepted for compatibility; needs --metrics-cert-dir.
+    /// PEM file of authorities that must have signed the certificates of clients of the metrics port;
+    /// needs --metrics-cert-dir.
     #[arg(long, value_name = "FILE", default_value = "")]
     metrics_client_ca_file: String,
     /// Accepted for compatibility: there are no profiling pages.
@@ -446,6 +449,7 @@ impl Flags {
             emit_scores: self.emit_endpoint_scores,
             allow_experimental: self.allow_experimental_plugins,
             leader_election: self.ha_enable_leader_election,
+            pod_name: env.get("POD_NAME").filter(|n| !n.is_empty()).cloned(),
             health_checking: self.health_checking,
             tracing: self.tracing,
             trace_export: otel::traces(env, problems),

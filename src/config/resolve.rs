@@ -278,13 +278,13 @@ fn pool(
                 "remove it",
             );
         }
-        // As in the picker we replace; said aloud, because nobody should believe the port protected.
-        if settings.metrics.cert_dir.is_some() {
+        // Said aloud, because nobody should believe the port protected.
+        if settings.metrics.cert_dir.is_some() && settings.metrics.client_ca.is_none() {
             problems.warn(
                 nowhere,
-                "--metrics-cert-dir",
-                "the metrics port is plain HTTP without a check of the client with dataLayer.discovery",
-                "remove it, and let only the monitoring reach the port",
+                "--metrics-endpoint-auth",
+                "nobody can check tokens with dataLayer.discovery: the metrics port is encrypted, and open to all",
+                "set --metrics-client-ca-file, or let only the monitoring reach the port",
             );
         }
     } else if purpose == Purpose::Serve && !tables.kubernetes {

@@ -197,6 +197,8 @@ pub struct Settings {
     pub allow_experimental: bool,
     /// `--ha-enable-leader-election`.
     pub leader_election: bool,
+    /// The environment variable `POD_NAME`: the pod that this process is alone in.
+    pub pod_name: Option<String>,
     /// `--health-checking`: gRPC health on the ext_proc port as well.
     pub health_checking: bool,
     /// `--tracing`: whether traces are exported, if there is a collector.
@@ -257,6 +259,7 @@ impl Default for Settings {
             emit_scores: false,
             allow_experimental: false,
             leader_election: false,
+            pod_name: None,
             health_checking: false,
             tracing: true,
             trace_export: None,

@@ -47,4 +47,4 @@ impl Cluster {
 }
 
 #[cfg(test)]
-mod fake_api;
+pub(crate) mod fake_api;

@@ -12,10 +12,11 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+
+use crate::lifecycle::certificate;
 
 /// Lowest protocol version offered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +57,7 @@ impl CertificateHolder {
     /// # Errors
     /// Files that cannot be read, or that do not belong together.
     pub fn reload(&self, folder: &Path) -> anyhow::Result<()> {
-        self.current.store(Arc::new(load(folder)?));
+        self.current.store(Arc::new(certificate::key_pair(folder)?));
         Ok(())
     }
 }
@@ -67,7 +68,7 @@ impl CertificateHolder {
 /// Unreadable or mismatched certificate files, or a minimum version that the suites cannot serve.
 pub fn server_config(settings: &TlsSettings) -> anyhow::Result<(Arc<ServerConfig>, Arc<CertificateHolder>)> {
     let key = match &settings.cert_path {
-        Some(folder) => load(folder)?,
+        Some(folder) => certificate::key_pair(folder)?,
         None => self_signed()?,
     };
     let holder = Arc::new(CertificateHolder { current: ArcSwap::from_pointee(key) });
@@ -90,21 +91,6 @@ pub fn server_config(settings: &TlsSettings) -> anyhow::Result<(Arc<ServerConfig
         .with_cert_resolver(Arc::<CertificateHolder>::clone(&holder));
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok((Arc::new(config), holder))
-}
-
-/// Reads `tls.crt` (a chain) and `tls.key` from `folder`.
-fn load(folder: &Path) -> anyhow::Result<CertifiedKey> {
-    let crt = folder.join("tls.crt");
-    let key = folder.join("tls.key");
-    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&crt)
-        .and_then(Iterator::collect)
-        .with_context(|| format!("cannot read a certificate chain from {}", crt.display()))?;
-    anyhow::ensure!(!chain.is_empty(), "{} holds no certificate", crt.display());
-    let key_der = PrivateKeyDer::from_pem_file(&key)
-        .with_context(|| format!("cannot read a private key from {}", key.display()))?;
-    let certified = CertifiedKey::from_der(chain, key_der, &ring::default_provider())
-        .with_context(|| format!("{} and {} do not belong together", crt.display(), key.display()))?;
-    Ok(certified)
 }
 
 fn self_signed() -> anyhow::Result<CertifiedKey> {

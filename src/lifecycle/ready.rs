@@ -35,6 +35,7 @@ pub struct Readiness {
 struct Inner {
     state: Mutex<State>,
     condition: watch::Sender<Condition>,
+    left: watch::Sender<usize>,
 }
 
 #[derive(Debug, Default)]
@@ -48,7 +49,8 @@ impl Readiness {
     /// A readiness without blocks, which is ready: take the blocks before anything can ask.
     pub fn new() -> Self {
         let (condition, _) = watch::channel(Condition::Ready);
-        Self { inner: Arc::new(Inner { state: Mutex::default(), condition }) }
+        let (left, _) = watch::channel(0);
+        Self { inner: Arc::new(Inner { state: Mutex::default(), condition, left }) }
     }
 
     /// Adds a block; the process is not ready until it is dropped.
@@ -90,6 +92,11 @@ impl Readiness {
         self.inner.condition.subscribe()
     }
 
+    /// A receiver of the number of blocks that are left, for a component that waits for all others.
+    pub fn left(&self) -> watch::Receiver<usize> {
+        self.inner.left.subscribe()
+    }
+
     /// Names of the blocks that are left, in the order they were taken.
     pub fn pending(&self) -> Vec<Arc<str>> {
         self.inner.state.lock().pending.values().cloned().collect()
@@ -110,6 +117,8 @@ impl Inner {
             (false, true) => Condition::Ready,
             (false, false) => Condition::Waiting,
         };
+        let left = state.pending.len();
+        self.left.send_if_modified(|now| std::mem::replace(now, left) != left);
         self.condition.send_if_modified(|now| std::mem::replace(now, next) != next);
     }
 }
@@ -154,8 +163,10 @@ mod tests {
         assert!(readiness.is_ready());
         let again = readiness.block("leadership");
         assert!(!readiness.is_ready(), "a block may come back");
+        assert_eq!(*readiness.left().borrow(), 1);
         drop(again);
         assert!(readiness.is_ready());
+        assert_eq!(*readiness.left().borrow(), 0);
     }
 
     #[test]

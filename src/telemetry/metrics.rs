@@ -313,6 +313,23 @@ impl Metrics {
         });
     }
 
+    /// Shows whether this process leads by the lease `name`: whether it does, how often that changed, and
+    /// the time since the lease was last heard of.
+    pub fn watch_leadership(
+        &self,
+        name: String,
+        view: impl Fn() -> (bool, u64, Option<Duration>) + Send + Sync + 'static,
+    ) {
+        self.register(move |page| {
+            let (leads, transitions, age) = view();
+            page.value(&c::LEADER, &[&name], f64::from(u8::from(leads)));
+            page.value(&c::LEADER_TRANSITIONS, &[&name], transitions as f64);
+            if let Some(age) = age {
+                page.value(&c::LEADER_CONTACT, &[&name], age.as_secs_f64());
+            }
+        });
+    }
+
     /// Shows the sizes of prefix indexes, as (plugin name, plugin type, entries).
     pub fn watch_prefix_size(&self, sizes: impl Fn() -> Vec<(String, String, u64)> + Send + Sync + 'static) {
         self.register(move |page| {

@@ -160,11 +160,3 @@ async fn help_and_version() {
     let of_check = run(&["check", "--help"]).await;
     assert_eq!(of_check.code, Some(0), "{of_check:?}");
 }
-
-#[tokio::test]
-async fn metrics_tls_that_is_not_there_is_said() {
-    let folder = Folder::usual();
-    let picker = Picker::start(&folder, &["--metrics-cert-dir=/nowhere", "--drain-timeout=0s"]).await;
-    picker.log.with(&["--metrics-cert-dir", "plain HTTP"]).await;
-    picker.stop().await;
-}

@@ -8,15 +8,22 @@
 
 use prometheus::proto::MetricType;
 
-/// Prefix of every current name but those of [`PROCESS`].
+/// Prefix of every current name but those of which [`is_bare`] says so.
 pub const PREFIX: &str = "llm_d_epp_";
 /// What the names begin with that every Prometheus client library gives its process.
 pub const PROCESS: &str = "process_";
+/// The one name that comes from the library for controllers.
+pub const LEADERSHIP: &str = "leader_election_master_status";
+
+/// Whether a name goes without [`PREFIX`].
+pub fn is_bare(name: &str) -> bool {
+    name.starts_with(PROCESS) || name == LEADERSHIP
+}
 
 /// One family without its prefix.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
-    /// Name without [`PREFIX`]; of [`PROCESS`] families the whole name.
+    /// Name without [`PREFIX`], which [`is_bare`] names do not have.
     pub name: &'static str,
     /// Help text.
     pub help: &'static str,
@@ -31,12 +38,12 @@ pub struct Spec {
 impl Spec {
     /// The name on the page.
     pub fn full_name(&self) -> String {
-        if self.name.starts_with(PROCESS) { self.name.to_owned() } else { format!("{PREFIX}{}", self.name) }
+        if is_bare(self.name) { self.name.to_owned() } else { format!("{PREFIX}{}", self.name) }
     }
 
     /// Whether this is the family called `name` on the page.
     pub fn is_called(&self, name: &str) -> bool {
-        name == self.name && name.starts_with(PROCESS) || name.strip_prefix(PREFIX) == Some(self.name)
+        name == self.name && is_bare(name) || name.strip_prefix(PREFIX) == Some(self.name)
     }
 }
 
@@ -225,6 +232,12 @@ catalog! {
     TRACE_SPANS = COUNTER "trace_spans_total" &["result"], &[],
         "Spans by result: recorded, then exported or failed; what is neither waits or was dropped.";
     LABEL_SETS = GAUGE "request_label_sets" &[], &[], "Label sets that the request metrics hold.";
+
+    LEADER = GAUGE "leader_election_master_status" POOL, &[], "Whether this process leads: 1, or 0 as a standby.";
+    LEADER_TRANSITIONS = COUNTER "leader_election_transitions_total" POOL, &[],
+        "How often this process became the leader or ceased to be it.";
+    LEADER_CONTACT = GAUGE "leader_election_contact_age_seconds" POOL, &[],
+        "Time since the API server last told of the lease.";
 
     PROCESS_CPU = COUNTER "process_cpu_seconds_total" &[], &[], "CPU time of the process, user and system.";
     PROCESS_RESIDENT = GAUGE "process_resident_memory_bytes" &[], &[], "Resident memory of the process.";
