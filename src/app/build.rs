@@ -97,7 +97,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let settings = &config.settings;
     let (specs, endpoints) = endpoints(&config).await?;
     let (tls, certificate) = tls(&config)?;
-    let cluster = cluster(&config).await?;
+    let cluster = cluster(&config, &environment).await?;
     let grpc = bind(environment.bind, settings.ports.grpc, "--grpc-port").await?;
     let health_listener = bind(environment.bind, settings.ports.health, "--grpc-health-port").await?;
     let metrics_listener = bind(environment.bind, settings.ports.metrics, "--metrics-port").await?;
@@ -221,11 +221,14 @@ impl Parts {
 }
 
 /// The API server, which is needed unless the configuration names another discovery.
-async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
+async fn cluster(config: &Config, environment: &Environment) -> anyhow::Result<Option<Cluster>> {
     if config.discovery.is_some() {
         return Ok(None);
     }
-    Ok(Some(Cluster::connect().await?))
+    match &environment.cluster {
+        Some(given) => Ok(Some(given.clone())),
+        None => Ok(Some(Cluster::connect().await?)),
+    }
 }
 
 async fn bind(ip: std::net::IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {

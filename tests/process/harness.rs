@@ -178,7 +178,7 @@ impl Picker {
         Self::start_in(&all, env).await
     }
 
-    async fn start_in(args: &[&str], env: &[(&str, &str)]) -> Self {
+    pub async fn start_in(args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut child = command().args(args).envs(env.iter().copied()).spawn().unwrap();
         let log = Lines::default();
         let readers = vec![log.follow(child.stderr.take().unwrap()), log.follow(child.stdout.take().unwrap())];
