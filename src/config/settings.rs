@@ -30,6 +30,8 @@ pub struct PoolSettings {
     pub selector: Option<String>,
     /// `--endpoint-target-ports`, without duplicates, 1 to 8 when a selector is set.
     pub target_ports: Vec<u16>,
+    /// `POD_NAME`: the pod that this process runs in.
+    pub pod_name: Option<String>,
 }
 
 /// Lowest TLS version of a listener; 1.0 and 1.1 are raised to 1.2.
@@ -221,6 +223,7 @@ impl Default for Settings {
                 group: "inference.networking.k8s.io".into(),
                 selector: None,
                 target_ports: Vec::new(),
+                pod_name: None,
             },
             tls: Tls {
                 enabled: true,

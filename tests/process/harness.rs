@@ -42,7 +42,13 @@ impl Ended {
 
 /// Runs to the end, which must come.
 pub async fn run(args: &[&str]) -> Ended {
-    let output = tokio::time::timeout(PATIENCE, command().args(args).output()).await;
+    run_with(args, &[]).await
+}
+
+/// Runs to its end, with additions to the environment.
+pub async fn run_with(args: &[&str], env: &[(&str, &str)]) -> Ended {
+    let env = env.iter().copied();
+    let output = tokio::time::timeout(PATIENCE, command().args(args).envs(env).output()).await;
     let output = output.unwrap_or_else(|_| panic!("{args:?} does not end")).unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
