@@ -27,7 +27,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 use crate::director::Director;
-use crate::discovery::kubernetes::lease;
+use crate::discovery::kubernetes::{Cluster, lease};
 use crate::extproc;
 use crate::lifecycle::drain::{DrainTrigger, Drained};
 use crate::lifecycle::ready::Readiness;
@@ -60,11 +60,13 @@ pub struct Environment {
     pub grace: Duration,
     /// Seed of the random numbers in picks, for tests.
     pub seed: Option<u64>,
+    /// The API server, for tests; absent means the one that the process finds itself.
+    pub cluster: Option<Cluster>,
 }
 
 impl Default for Environment {
     fn default() -> Self {
-        Self { bind: IpAddr::V6(Ipv6Addr::UNSPECIFIED), grace: GRACE, seed: None }
+        Self { bind: IpAddr::V6(Ipv6Addr::UNSPECIFIED), grace: GRACE, seed: None, cluster: None }
     }
 }
 

@@ -269,8 +269,8 @@ fn candidates_of(snapshot: &Snapshot, subset: Option<&SubsetHint>, out: &mut Vec
                         }
                     }
                     SubsetEntry::Ip(ip) => {
-                        for slot in topology.by_ip(ip).into_iter().flat_map(EndpointSet::iter) {
-                            allowed.insert(slot);
+                        for slot in topology.by_ip(ip) {
+                            allowed.insert(*slot);
                         }
                     }
                 }

@@ -27,6 +27,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::domain::{Endpoint, EndpointSpec, LoadSample, Policies, PoolIdentity, Slot, Snapshot, Timestamp, Topology};
 use crate::lifecycle::clock::Clock;
 
+pub use state::Key;
 use state::{Changes, PoolState};
 
 /// How long samples are gathered before they become visible: a tenth of the default scrape period.
@@ -97,13 +98,24 @@ impl Pool {
         Timestamp(self.last_edit.load(Ordering::Acquire))
     }
 
-    /// Makes `specs` the whole endpoint set: what is missing leaves, what is new enters.
-    pub fn replace(&self, specs: Vec<EndpointSpec>) {
+    /// Makes `specs` the whole endpoint set: what is missing leaves, what is new enters. The result is how
+    /// many found no place.
+    pub fn replace(&self, specs: Vec<EndpointSpec>) -> usize {
+        self.apply(|state, now| state.replace(specs, now))
+    }
+
+    /// Takes out what `removed` names, then puts `specs` in, over what has the same namespace and name;
+    /// everything else stays. The result is how many found no place.
+    pub fn edit(&self, removed: &[Key], specs: Vec<EndpointSpec>) -> usize {
+        self.apply(|state, now| state.edit(removed, specs, now))
+    }
+
+    fn apply(&self, change: impl FnOnce(&mut PoolState, Timestamp) -> Changes) -> usize {
         let now = self.clock.now();
         self.last_edit.store(now.0, Ordering::Release);
         let changes = {
             let mut state = self.state.lock();
-            let changes = state.replace(specs, now);
+            let changes = change(&mut state, now);
             if !changes.is_empty() {
                 self.publish(&state);
                 self.topology.send_replace(state.topology());
@@ -111,6 +123,7 @@ impl Pool {
             changes
         };
         self.announce(&changes);
+        changes.refused.len()
     }
 
     /// Takes a sample of the endpoint of this generation; samples of endpoints that left are dropped.

@@ -22,7 +22,8 @@ use crate::dialect::{self, Dialects, Wants};
 use crate::director::decisions::DecisionLog;
 use crate::director::{self, Directed, Director, NamedProducer};
 use crate::discovery::file::{self, FileDiscovery};
-use crate::discovery::kubernetes::Cluster;
+use crate::discovery::kubernetes::stats::{Resource, Stats, WatchState};
+use crate::discovery::kubernetes::{Cluster, Discovery, Target};
 use crate::domain::node::{Problem, Problems};
 use crate::domain::{Endpoint, EndpointSpec, LoadSample, Slot};
 use crate::extproc::listener::{self, Limits};
@@ -39,7 +40,7 @@ use crate::pool::Pool;
 use crate::scheduling::params::Params;
 use crate::scheduling::plugin::{Commit, Metric, Need, SignalKind};
 use crate::telemetry::metrics::family::Count;
-use crate::telemetry::metrics::{Metrics, MetricsOptions};
+use crate::telemetry::metrics::{Metrics, MetricsOptions, WatchPage};
 use crate::telemetry::trace::{Exporter, Sampling, Traces};
 
 use super::grpc::Services;
@@ -58,9 +59,8 @@ pub(super) struct Parts {
     collector: Option<Collection>,
     endpoints: Option<(PathBuf, Contents)>,
     admin_tls: Option<Arc<AdminTls>>,
-    /// The API server, unless the configuration names another discovery.
-    #[expect(dead_code, reason = "endpoints from Kubernetes follow")]
-    cluster: Option<Cluster>,
+    /// Endpoints from the API server, unless the configuration names another discovery.
+    kubernetes: Option<Discovery>,
     clock: Arc<dyn Clock>,
 }
 
@@ -102,7 +102,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let (specs, endpoints) = endpoints(&config).await?;
     let (tls, certificate) = tls(&config)?;
     let admin_tls = admin_tls(&config)?;
-    let cluster = cluster(&config).await?;
+    let cluster = cluster(&config, &environment).await?;
     let grpc = bind(environment.bind, settings.ports.grpc, "--grpc-port").await?;
     let health_listener = bind(environment.bind, settings.ports.health, "--grpc-health-port").await?;
     let metrics_listener = bind(environment.bind, settings.ports.metrics, "--metrics-port").await?;
@@ -131,8 +131,26 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let pool =
         Arc::new(Pool::new(config.pool.clone(), settings.intervals.staleness, Arc::clone(&clock), Box::new(forget)));
 
-    pool.replace(specs);
-    pool_synced.ready();
+    let kubernetes = match cluster.clone() {
+        Some(cluster) => Some(Discovery {
+            cluster,
+            target: target(&config),
+            namespace: config.pool.namespace.clone(),
+            pool: Arc::clone(&pool),
+            readiness: readiness.clone(),
+            block: pool_synced,
+            stats: Arc::default(),
+            clock: Arc::clone(&clock),
+        }),
+        None => {
+            pool.replace(specs);
+            pool_synced.ready();
+            None
+        }
+    };
+    if let Some(discovery) = &kubernetes {
+        observe_watches(&metrics, Arc::clone(&discovery.stats), Arc::clone(&clock));
+    }
 
     let traces = traces(&config, &metrics, &clock);
     let mut director = parts_of(&config, &environment, commits, &pool, &metrics, &clock);
@@ -165,7 +183,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         pool: Arc::clone(&pool),
         collector,
         endpoints,
-        cluster,
+        kubernetes,
         clock,
     };
     let listeners = Listeners { grpc, health: health_listener, metrics: metrics_listener };
@@ -224,6 +242,10 @@ impl Parts {
                 std::future::pending().await
             });
         }
+        if let Some(discovery) = self.kubernetes {
+            // It retries whatever fails; a panic ends the process, because routing would go on blindly.
+            spawner.critical("kubernetes discovery", discovery.run());
+        }
         if let Some((path, first)) = self.endpoints {
             spawner.spawn("endpoints file", files::follow_endpoints(path, first, self.pool));
         }
@@ -241,11 +263,42 @@ impl Parts {
 }
 
 /// The API server, which is needed unless the configuration names another discovery.
-async fn cluster(config: &Config) -> anyhow::Result<Option<Cluster>> {
+async fn cluster(config: &Config, environment: &Environment) -> anyhow::Result<Option<Cluster>> {
     if config.discovery.is_some() {
         return Ok(None);
     }
-    Ok(Some(Cluster::connect().await?))
+    match &environment.cluster {
+        Some(given) => Ok(Some(given.clone())),
+        None => Ok(Some(Cluster::connect().await?)),
+    }
+}
+
+/// Which pods are the endpoints.
+fn target(config: &Config) -> Target {
+    let pool = &config.settings.pool;
+    match &pool.selector {
+        Some(selector) => Target::Selector { selector: selector.clone(), ports: pool.target_ports.clone() },
+        None => Target::Pool { name: config.pool.name.clone(), group: pool.group.clone() },
+    }
+}
+
+/// Connects the page to what the watches say of themselves.
+fn observe_watches(metrics: &Metrics, stats: Arc<Stats>, clock: Arc<dyn Clock>) {
+    metrics.watch_watches(move || {
+        let now = clock.now();
+        let of = |resource: Resource| {
+            let stats = stats.of(resource);
+            WatchPage {
+                resource: resource.as_str(),
+                states: WatchState::ALL.map(|s| (s.as_str(), s == stats.state())).to_vec(),
+                age: stats.age(now),
+                objects: stats.objects(),
+                unreadable: stats.unreadables(),
+                failures: stats.failures().map(|(reason, count)| (reason.as_str(), count)).collect(),
+            }
+        };
+        Resource::ALL.map(of).to_vec()
+    });
 }
 
 async fn bind(ip: std::net::IpAddr, port: u16, flag: &str) -> anyhow::Result<TcpListener> {

@@ -44,7 +44,7 @@ impl Leadership {
     ) -> Option<Self> {
         let settings = &config.settings;
         let cluster = cluster.filter(|_| settings.leader_election)?;
-        let pod = settings.pod_name.clone();
+        let pod = settings.pool.pod_name.clone();
         let is_pod = pod.is_some();
         let host = pod.unwrap_or_else(host_name);
         let pool = &config.pool;

@@ -449,7 +449,6 @@ impl Flags {
             emit_scores: self.emit_endpoint_scores,
             allow_experimental: self.allow_experimental_plugins,
             leader_election: self.ha_enable_leader_election,
-            pod_name: env.get("POD_NAME").filter(|n| !n.is_empty()).cloned(),
             health_checking: self.health_checking,
             tracing: self.tracing,
             trace_export: otel::traces(env, problems),
@@ -464,7 +463,7 @@ impl Flags {
     fn pool(&self, env: &BTreeMap<String, String>, problems: &mut Problems) -> PoolSettings {
         const PORTS: &str = "--endpoint-target-ports";
         let nowhere = Position::default();
-        let from_env = || env.get("NAMESPACE").filter(|n| !n.is_empty()).cloned();
+        let from_env = |name: &str| env.get(name).filter(|n| !n.is_empty()).cloned();
         let mut target_ports = Vec::new();
         for text in self.endpoint_target_ports.iter().map(|t| t.trim()).filter(|t| !t.is_empty()) {
             match text.parse::<u16>() {
@@ -492,10 +491,13 @@ impl Flags {
         }
         PoolSettings {
             name: given(&self.pool_name),
-            namespace: given(&self.pool_namespace).or_else(from_env).unwrap_or_else(|| "default".into()),
+            namespace: given(&self.pool_namespace)
+                .or_else(|| from_env("NAMESPACE"))
+                .unwrap_or_else(|| "default".into()),
             group: self.pool_group.clone(),
             selector,
             target_ports,
+            pod_name: from_env("POD_NAME"),
         }
     }
 }

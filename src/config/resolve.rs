@@ -18,6 +18,7 @@ use super::document::Document;
 use super::features;
 use super::render::{self, Outline};
 use super::{Config, ConfigError, Gates, NamedProducer, Settings, Tables, legacy, yaml};
+use crate::discovery::kubernetes::{GROUP_V1, GROUP_V1ALPHA2, selector};
 use crate::domain::PoolIdentity;
 use crate::domain::node::{Node, Position, Problem, Problems, Value, nearest};
 use crate::scheduling::scheduler::Scheduler;
@@ -127,7 +128,7 @@ fn attempt(
     plugins.build_missing(problems);
     layers::custom_metrics(&layers, &plugins, problems);
     plugins.warn_unused(problems);
-    let pool = pool(&settings, layers.discovery.is_some(), tables, purpose, problems);
+    let pool = pool(&settings, layers.discovery.is_some(), purpose, problems);
     if !problems.errors.is_empty() {
         return None;
     }
@@ -260,13 +261,7 @@ pub fn go_bool(text: &str) -> Option<bool> {
 }
 
 /// Checks that endpoints can come from somewhere, and names the pool.
-fn pool(
-    settings: &Settings,
-    has_discovery: bool,
-    tables: &Tables,
-    purpose: Purpose,
-    problems: &mut Problems,
-) -> PoolIdentity {
+fn pool(settings: &Settings, has_discovery: bool, purpose: Purpose, problems: &mut Problems) -> PoolIdentity {
     let pool = &settings.pool;
     let nowhere = Position::default();
     if has_discovery {
@@ -287,34 +282,62 @@ fn pool(
                 "set --metrics-client-ca-file, or let only the monitoring reach the port",
             );
         }
-    } else if purpose == Purpose::Serve && !tables.kubernetes {
-        let written = [("--pool-name", &pool.name), ("--endpoint-selector", &pool.selector)];
-        let fix = "declare a plugin of type file-discovery and name it in dataLayer.discovery.pluginRef";
-        match written.iter().find(|(_, value)| value.is_some()) {
-            Some((flag, _)) => problems.error(
-                nowhere,
-                *flag,
-                "endpoints from Kubernetes come with a later version, and the configuration names no other source",
-                fix,
-            ),
-            None => problems.error(nowhere, "dataLayer.discovery", "nothing says where endpoints come from", fix),
-        }
     } else if purpose == Purpose::Serve {
-        match (&pool.name, &pool.selector) {
-            (Some(_), Some(_)) => problems.error(
-                nowhere,
-                "--endpoint-selector",
-                "`--pool-name` and `--endpoint-selector` are both set, and exactly one is allowed",
-                "remove one of them",
-            ),
-            (None, None) => problems.error(
-                nowhere,
-                "--pool-name",
-                "neither `--pool-name` nor `--endpoint-selector` is set, and exactly one is needed",
-                "set `--pool-name` to the InferencePool, or use dataLayer.discovery",
-            ),
-            _ => {}
+        cluster(settings, problems);
+    }
+    let owner = || pool.pod_name.as_deref().filter(|_| pool.selector.is_some()).map(workload_of);
+    let name = pool.name.clone().or_else(owner).unwrap_or_else(|| "epp".into());
+    PoolIdentity { name, namespace: pool.namespace.clone() }
+}
+
+/// Checks what says which pods of a cluster are the endpoints.
+fn cluster(settings: &Settings, problems: &mut Problems) {
+    let pool = &settings.pool;
+    let nowhere = Position::default();
+    match (&pool.name, &pool.selector) {
+        (Some(_), Some(_)) => problems.error(
+            nowhere,
+            "--endpoint-selector",
+            "`--pool-name` and `--endpoint-selector` are both set, and exactly one is allowed",
+            "remove one of them",
+        ),
+        (None, None) => problems.error(
+            nowhere,
+            "--pool-name",
+            "nothing says where endpoints come from: neither `--pool-name` nor `--endpoint-selector` is set, and exactly one is needed",
+            "set `--pool-name` to the InferencePool; without a cluster, declare a plugin of type file-discovery and name it in dataLayer.discovery.pluginRef",
+        ),
+        (Some(_), None) => {
+            if ![GROUP_V1, GROUP_V1ALPHA2].contains(&pool.group.as_str()) {
+                let message = format!("`{}` is no API group of an InferencePool", pool.group);
+                problems.error(nowhere, "--pool-group", message, format!("write {GROUP_V1} or {GROUP_V1ALPHA2}"));
+            }
+        }
+        (None, Some(text)) => {
+            if let Err(message) = selector::check(text) {
+                problems.error(nowhere, "--endpoint-selector", message, "write labels as in `app=vllm,tier in (a,b)`");
+            }
+            if pool.pod_name.is_none() {
+                let message = "the pool is named after this picker's pod, and `POD_NAME` is not set: its name is `epp`";
+                let fix = "set the environment variable POD_NAME from metadata.name";
+                if settings.leader_election {
+                    // Two pickers of one name would share a lease.
+                    problems.error(nowhere, "--ha-enable-leader-election", message, fix);
+                } else {
+                    problems.warn(nowhere, "--endpoint-selector", message, fix);
+                }
+            }
         }
     }
-    PoolIdentity { name: pool.name.clone().unwrap_or_else(|| "epp".into()), namespace: pool.namespace.clone() }
+}
+
+/// The workload that a pod of a Deployment belongs to: its name without the two parts at its end that
+/// are made up for each pod. Any other name stays as it is.
+fn workload_of(pod: &str) -> String {
+    let made_up = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let mut parts = pod.rsplitn(3, '-');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(last), Some(hash), Some(name)) if made_up(last) && made_up(hash) && !name.is_empty() => name.to_owned(),
+        _ => pod.to_owned(),
+    }
 }

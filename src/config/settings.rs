@@ -30,6 +30,8 @@ pub struct PoolSettings {
     pub selector: Option<String>,
     /// `--endpoint-target-ports`, without duplicates, 1 to 8 when a selector is set.
     pub target_ports: Vec<u16>,
+    /// `POD_NAME`: the pod that this process runs in.
+    pub pod_name: Option<String>,
 }
 
 /// Lowest TLS version of a listener; 1.0 and 1.1 are raised to 1.2.
@@ -197,8 +199,6 @@ pub struct Settings {
     pub allow_experimental: bool,
     /// `--ha-enable-leader-election`.
     pub leader_election: bool,
-    /// The environment variable `POD_NAME`: the pod that this process is alone in.
-    pub pod_name: Option<String>,
     /// `--health-checking`: gRPC health on the ext_proc port as well.
     pub health_checking: bool,
     /// `--tracing`: whether traces are exported, if there is a collector.
@@ -223,6 +223,7 @@ impl Default for Settings {
                 group: "inference.networking.k8s.io".into(),
                 selector: None,
                 target_ports: Vec::new(),
+                pod_name: None,
             },
             tls: Tls {
                 enabled: true,
@@ -259,7 +260,6 @@ impl Default for Settings {
             emit_scores: false,
             allow_experimental: false,
             leader_election: false,
-            pod_name: None,
             health_checking: false,
             tracing: true,
             trace_export: None,

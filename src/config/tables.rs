@@ -61,8 +61,6 @@ pub struct Tables {
     pub saturation: Vec<Kind>,
     /// Whether the flow-control queue exists in this build; without it the gate is an error.
     pub flow_control: bool,
-    /// Whether endpoints can come from Kubernetes in this build.
-    pub kubernetes: bool,
 }
 
 impl Tables {
@@ -77,7 +75,6 @@ impl Tables {
             discovery: discovery(),
             saturation: saturation(),
             flow_control: false,
-            kubernetes: false,
         }
     }
 

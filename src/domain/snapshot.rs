@@ -3,9 +3,11 @@
 //! Topology changes when discovery says so, loads several times a second; both are published
 //! together through one pointer, so that a decision never sees half of an update.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+
+use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use super::{Endpoint, EndpointSet, LoadTable, Slot};
 
@@ -28,20 +30,22 @@ pub struct Topology {
     slots: Vec<Option<Arc<Endpoint>>>,
     live: EndpointSet,
     live_slots: Vec<Slot>,
-    by_address: HashMap<SocketAddr, Slot>,
-    by_ip: HashMap<IpAddr, EndpointSet>,
+    /// Usually one slot, as many as there are target ports. A set of slots per IP would be a bitset over
+    /// all slots for each of them: O(endpoints²) bits.
+    by_ip: HashMap<IpAddr, SmallVec<[Slot; 2]>, foldhash::fast::RandomState>,
 }
 
 impl Topology {
     /// Builds the look-ups over `slots` (index = slot).
     pub fn new(version: u64, pool: PoolIdentity, slots: Vec<Option<Arc<Endpoint>>>) -> Self {
         let mut topology = Self { version, pool, slots, ..Self::default() };
+        let taken = topology.slots.iter().flatten().count();
+        topology.live_slots.reserve_exact(taken);
+        topology.by_ip.reserve(taken);
         for endpoint in topology.slots.iter().flatten() {
-            let address = endpoint.spec.address;
             topology.live.insert(endpoint.slot);
             topology.live_slots.push(endpoint.slot);
-            topology.by_address.insert(address, endpoint.slot);
-            topology.by_ip.entry(address.ip()).or_default().insert(endpoint.slot);
+            topology.by_ip.entry(endpoint.spec.address.ip()).or_default().push(endpoint.slot);
         }
         topology
     }
@@ -82,14 +86,15 @@ impl Topology {
         self.live.is_empty()
     }
 
-    /// The endpoint with exactly this address.
+    /// The endpoint with exactly this address; of several the one in the highest slot.
     pub fn by_address(&self, address: &SocketAddr) -> Option<Slot> {
-        self.by_address.get(address).copied()
+        let is_it = |slot: &&Slot| self.get(**slot).is_some_and(|e| e.spec.address == *address);
+        self.by_ip(&address.ip()).iter().rev().find(is_it).copied()
     }
 
-    /// All endpoints (ports) of one IP.
-    pub fn by_ip(&self, ip: &IpAddr) -> Option<&EndpointSet> {
-        self.by_ip.get(ip)
+    /// All endpoints (ports) of one IP, ascending.
+    pub fn by_ip(&self, ip: &IpAddr) -> &[Slot] {
+        self.by_ip.get(ip).map_or(&[], |slots| slots)
     }
 }
 

@@ -1,8 +1,10 @@
 //! The pool's state without I/O: slots, generations, samples. Driven by [`Pool`](super::Pool).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+
+use hashbrown::{Equivalent, HashMap};
 
 use crate::domain::{Endpoint, EndpointSpec, LoadSample, LoadTable, PoolIdentity, Slot, Snapshot, Timestamp, Topology};
 
@@ -28,7 +30,24 @@ impl Changes {
     }
 }
 
-type Key = (String, String);
+/// Namespace and name of an endpoint.
+pub type Key = (String, String);
+
+/// A [`Key`] that is only looked up; hashes as its owned form does.
+#[derive(Hash)]
+struct KeyRef<'a>(&'a str, &'a str);
+
+impl<'a> KeyRef<'a> {
+    fn of(spec: &'a EndpointSpec) -> Self {
+        Self(&spec.namespace, &spec.name)
+    }
+}
+
+impl Equivalent<Key> for KeyRef<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.0 == key.0 && self.1 == key.1
+    }
+}
 
 /// See the module documentation.
 pub struct PoolState {
@@ -71,40 +90,54 @@ impl PoolState {
     pub fn replace(&mut self, specs: Vec<EndpointSpec>, now: Timestamp) -> Changes {
         let mut changes = Changes::default();
         let mut wanted: HashSet<Key> = HashSet::with_capacity(specs.len());
-        let mut new = Vec::new();
+        let specs: Vec<_> =
+            specs.into_iter().filter(|spec| wanted.insert((spec.namespace.clone(), spec.name.clone()))).collect();
+        // What leaves goes first, so that its place counts for what comes.
+        let gone: Vec<Key> = self.by_key.keys().filter(|key| !wanted.contains(*key)).cloned().collect();
+        for (namespace, name) in &gone {
+            self.remove(&KeyRef(namespace, name), now, &mut changes);
+        }
+        self.put_all(specs, now, &mut changes);
+        self.rebuild(&changes);
+        changes
+    }
+
+    /// Takes out what `removed` names and puts `specs` in, over what has the same key; the rest stays.
+    /// Costs what changed, and a pass over the topology if anything did. Of two specs with one key the
+    /// later one counts; keys that are not there are ignored.
+    pub fn edit(&mut self, removed: &[Key], specs: Vec<EndpointSpec>, now: Timestamp) -> Changes {
+        let mut changes = Changes::default();
+        for (namespace, name) in removed {
+            self.remove(&KeyRef(namespace, name), now, &mut changes);
+        }
+        self.put_all(specs, now, &mut changes);
+        self.rebuild(&changes);
+        changes
+    }
+
+    fn rebuild(&mut self, changes: &Changes) {
+        if !changes.is_empty() {
+            let version = self.topology.version + 1;
+            self.topology = Arc::new(Topology::new(version, self.identity.clone(), self.slots.clone()));
+        }
+    }
+
+    fn put_all(&mut self, specs: Vec<EndpointSpec>, now: Timestamp, changes: &mut Changes) {
         for spec in specs {
-            let key = (spec.namespace.clone(), spec.name.clone());
-            if !wanted.insert(key.clone()) {
-                continue;
-            }
-            match self.by_key.get(&key).and_then(|slot| self.slots[slot.index()].clone()) {
+            match self.by_key.get(&KeyRef::of(&spec)).and_then(|slot| self.slots[slot.index()].clone()) {
                 Some(known) if known.spec == spec => {}
                 Some(known) if known.spec.address == spec.address && known.spec.rank == spec.rank => {
                     let endpoint = Arc::new(known.relabelled(spec));
                     self.slots[endpoint.slot.index()] = Some(Arc::clone(&endpoint));
                     changes.relabelled.push(endpoint);
                 }
-                Some(moved) => {
-                    self.remove(&key, &moved, now, &mut changes);
-                    new.push((key, spec));
+                Some(_) => {
+                    self.remove(&KeyRef::of(&spec), now, changes);
+                    self.add(spec, now, changes);
                 }
-                None => new.push((key, spec)),
+                None => self.add(spec, now, changes),
             }
         }
-        let gone: Vec<Key> = self.by_key.keys().filter(|key| !wanted.contains(*key)).cloned().collect();
-        for key in gone {
-            if let Some(endpoint) = self.by_key.get(&key).and_then(|slot| self.slots[slot.index()].clone()) {
-                self.remove(&key, &endpoint, now, &mut changes);
-            }
-        }
-        for (key, spec) in new {
-            self.add(key, spec, now, &mut changes);
-        }
-        if !changes.is_empty() {
-            let version = self.topology.version + 1;
-            self.topology = Arc::new(Topology::new(version, self.identity.clone(), self.slots.clone()));
-        }
-        changes
     }
 
     /// Stores a sample if the slot still belongs to `generation`.
@@ -116,24 +149,25 @@ impl PoolState {
         current
     }
 
-    fn add(&mut self, key: Key, spec: EndpointSpec, now: Timestamp, changes: &mut Changes) {
+    fn add(&mut self, spec: EndpointSpec, now: Timestamp, changes: &mut Changes) {
         let Some(slot) = self.free_slot(now) else {
             changes.refused.push(spec);
             return;
         };
         self.generations += 1;
+        self.by_key.insert((spec.namespace.clone(), spec.name.clone()), slot);
         let endpoint = Arc::new(Endpoint::new(slot, self.generations, spec));
         self.slots[slot.index()] = Some(Arc::clone(&endpoint));
-        self.by_key.insert(key, slot);
         changes.added.push(endpoint);
     }
 
-    fn remove(&mut self, key: &Key, endpoint: &Arc<Endpoint>, now: Timestamp, changes: &mut Changes) {
-        self.by_key.remove(key);
-        self.slots[endpoint.slot.index()] = None;
-        self.loads.clear(endpoint.slot);
-        self.resting.push_back((now, endpoint.slot));
-        changes.removed.push(Arc::clone(endpoint));
+    fn remove(&mut self, key: &KeyRef<'_>, now: Timestamp, changes: &mut Changes) {
+        let Some(slot) = self.by_key.remove(key) else { return };
+        if let Some(endpoint) = self.slots[slot.index()].take() {
+            self.loads.clear(slot);
+            self.resting.push_back((now, slot));
+            changes.removed.push(endpoint);
+        }
     }
 
     fn free_slot(&mut self, now: Timestamp) -> Option<Slot> {
@@ -217,7 +251,49 @@ mod tests {
                 prop_assert_eq!(seen, oracle.into_values().collect::<Vec<_>>());
                 for endpoint in topology.endpoints() {
                     prop_assert_eq!(topology.by_address(&endpoint.spec.address), Some(endpoint.slot));
-                    prop_assert!(topology.by_ip(&endpoint.spec.address.ip()).unwrap().contains(endpoint.slot));
+                    prop_assert!(topology.by_ip(&endpoint.spec.address.ip()).contains(&endpoint.slot));
+                }
+            }
+        }
+
+        #[test]
+        fn edits_and_replacement_lead_to_the_same_endpoints(
+            steps in proptest::collection::vec(
+                proptest::collection::vec((1u8..12, proptest::option::of((80u16..83, 0u8..3))), 0..8), 1..20)
+        ) {
+            let (mut edited, mut replaced) = (state(), state());
+            let mut oracle: BTreeMap<String, EndpointSpec> = BTreeMap::new();
+            for (i, step) in steps.into_iter().enumerate() {
+                // One step names a pod at most once; the last word counts.
+                let step: BTreeMap<u8, _> = step.into_iter().collect();
+                let (mut removed, mut specs) = (Vec::new(), Vec::new());
+                for (name, to) in step {
+                    match to {
+                        Some((port, label)) => {
+                            specs.push(spec(name, port, label));
+                            oracle.insert(format!("pod-{name}"), spec(name, port, label));
+                        }
+                        None => {
+                            removed.push(("default".to_owned(), format!("pod-{name}")));
+                            oracle.remove(&format!("pod-{name}"));
+                        }
+                    }
+                }
+                let now = Timestamp::from_millis(i as u64 * 20_000);
+                let before = edited.topology().version;
+                let one = edited.edit(&removed, specs, now);
+                let other = replaced.replace(oracle.values().cloned().collect(), now);
+                prop_assert_eq!(one.is_empty(), other.is_empty());
+                prop_assert_eq!(edited.topology().version, before + u64::from(!one.is_empty()));
+                let seen = |pool: &PoolState| {
+                    let mut seen: Vec<_> = pool.topology().endpoints().map(|e| e.spec.clone()).collect();
+                    seen.sort_by(|a, b| a.name.cmp(&b.name));
+                    seen
+                };
+                prop_assert_eq!(seen(&edited), seen(&replaced));
+                prop_assert_eq!(edited.topology().len(), oracle.len());
+                for endpoint in edited.topology().endpoints() {
+                    prop_assert_eq!(edited.topology().by_address(&endpoint.spec.address), Some(endpoint.slot));
                 }
             }
         }

@@ -126,10 +126,29 @@ impl Envoy {
     pub async fn start(binary: &Path, bootstrap: &Bootstrap, concurrency: u32, dir: &Path) -> Result<Self, EnvoyError> {
         let mut bootstrap = bootstrap.clone();
         let access_log = bootstrap.access_log.get_or_insert_with(|| dir.join("access.log")).clone();
+        Self::launch(binary, &bootstrap.render()?, access_log, concurrency, dir).await
+    }
+
+    /// The same with a bootstrap of somebody else, which must have a listener and an admin port. Its access log goes
+    /// where it says.
+    ///
+    /// # Errors
+    /// As of [`Self::start`].
+    pub async fn start_with(binary: &Path, config: &str, concurrency: u32, dir: &Path) -> Result<Self, EnvoyError> {
+        Self::launch(binary, config, dir.join("access.log"), concurrency, dir).await
+    }
+
+    async fn launch(
+        binary: &Path,
+        text: &str,
+        access_log: PathBuf,
+        concurrency: u32,
+        dir: &Path,
+    ) -> Result<Self, EnvoyError> {
         let (config, log, admin_file) = (dir.join("envoy.yaml"), dir.join("envoy.log"), dir.join("admin.txt"));
         let write =
             |path: &Path, text: &str| std::fs::write(path, text).map_err(failed(format!("write {}", path.display())));
-        write(&config, &bootstrap.render()?)?;
+        write(&config, text)?;
         // Leftovers of an earlier run in the same folder would be read as this one's.
         write(&access_log, "")?;
         write(&admin_file, "")?;

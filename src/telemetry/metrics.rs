@@ -86,6 +86,23 @@ impl Default for MetricsOptions {
 
 type Source = Arc<dyn Fn(&mut Page) + Send + Sync>;
 
+/// What the page shows of one watch of the cluster.
+#[derive(Clone, Debug)]
+pub struct WatchPage {
+    /// What is watched; of a closed set, as are the names of states and reasons.
+    pub resource: &'static str,
+    /// Every state and whether it is the present one.
+    pub states: Vec<(&'static str, bool)>,
+    /// How long ago the API server last said something; absent if it never did.
+    pub age: Option<Duration>,
+    /// Objects that are held.
+    pub objects: u64,
+    /// How often an object could not be read.
+    pub unreadable: u64,
+    /// Failures by reason.
+    pub failures: Vec<(&'static str, u64)>,
+}
+
 /// All metrics of the process.
 pub struct Metrics {
     options: MetricsOptions,
@@ -326,6 +343,26 @@ impl Metrics {
             page.value(&c::LEADER_TRANSITIONS, &[&name], transitions as f64);
             if let Some(age) = age {
                 page.value(&c::LEADER_CONTACT, &[&name], age.as_secs_f64());
+            }
+        });
+    }
+
+    /// Shows the watches of the cluster.
+    pub fn watch_watches(&self, watches: impl Fn() -> Vec<WatchPage> + Send + Sync + 'static) {
+        self.register(move |page| {
+            for watch in watches() {
+                let resource = watch.resource;
+                for (state, present) in watch.states {
+                    page.value(&c::DISCOVERY_STATE, &[resource, state], f64::from(u8::from(present)));
+                }
+                if let Some(age) = watch.age {
+                    page.value(&c::DISCOVERY_AGE, &[resource], age.as_secs_f64());
+                }
+                page.value(&c::DISCOVERY_OBJECTS, &[resource], watch.objects as f64);
+                page.value(&c::DISCOVERY_UNREADABLE, &[resource], watch.unreadable as f64);
+                for (reason, count) in watch.failures {
+                    page.value(&c::DISCOVERY_FAILURES, &[resource, reason], count as f64);
+                }
             }
         });
     }

@@ -42,7 +42,13 @@ impl Ended {
 
 /// Runs to the end, which must come.
 pub async fn run(args: &[&str]) -> Ended {
-    let output = tokio::time::timeout(PATIENCE, command().args(args).output()).await;
+    run_with(args, &[]).await
+}
+
+/// Runs to its end, with additions to the environment.
+pub async fn run_with(args: &[&str], env: &[(&str, &str)]) -> Ended {
+    let env = env.iter().copied();
+    let output = tokio::time::timeout(PATIENCE, command().args(args).envs(env).output()).await;
     let output = output.unwrap_or_else(|_| panic!("{args:?} does not end")).unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     Ended { code: output.status.code(), out: text(output.stdout), err: text(output.stderr) }
@@ -178,7 +184,7 @@ impl Picker {
         Self::start_in(&all, env).await
     }
 
-    async fn start_in(args: &[&str], env: &[(&str, &str)]) -> Self {
+    pub async fn start_in(args: &[&str], env: &[(&str, &str)]) -> Self {
         let mut child = command().args(args).envs(env.iter().copied()).spawn().unwrap();
         let log = Lines::default();
         let readers = vec![log.follow(child.stderr.take().unwrap()), log.follow(child.stdout.take().unwrap())];

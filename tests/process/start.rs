@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use super::client::Call;
-use super::harness::{Folder, Picker, run};
+use super::harness::{Folder, Picker, run, run_with};
 
 /// A port that is taken for as long as the listener lives.
 fn taken() -> (TcpListener, String) {
@@ -139,15 +139,17 @@ async fn old_spellings_work_with_a_warning() {
 }
 
 #[tokio::test]
-async fn kubernetes_flags_say_that_kubernetes_comes_later() {
+async fn without_an_api_server_the_flags_of_kubernetes_end_the_start() {
+    let folder = Folder::usual();
+    let nowhere = folder.path("no-kubeconfig");
     for args in [&["--pool-name=p"][..], &["--endpoint-selector=app=a", "--endpoint-target-ports=8000"]] {
-        let ended = run(args).await;
-        assert_eq!(ended.code, Some(64), "{ended:?}");
-        ended.says(&["come with a later version", "file-discovery"]);
+        let ended = run_with(args, &[("KUBECONFIG", nowhere.to_str().unwrap())]).await;
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        ended.says(&["no Kubernetes API server can be reached from here"]);
     }
     let nothing = run(&[]).await;
     assert_eq!(nothing.code, Some(64));
-    nothing.says(&["nothing says where endpoints come from"]);
+    nothing.says(&["nothing says where endpoints come from", "file-discovery"]);
 }
 
 #[tokio::test]

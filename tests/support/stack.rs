@@ -222,7 +222,12 @@ impl Stack {
         let tls = setup.settings.tls.enabled;
         let config = config::load(&Source::Text(document.clone()), setup.settings, &Tables::standard(), Purpose::Serve)
             .unwrap_or_else(|e| panic!("{document}\n{}", e.lines().collect::<Vec<_>>().join("\n")));
-        let environment = Environment { bind: IpAddr::V4(Ipv4Addr::LOCALHOST), grace: setup.grace, seed: Some(7) };
+        let environment = Environment {
+            bind: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            grace: setup.grace,
+            seed: Some(7),
+            ..Environment::default()
+        };
         let app = app::build(config, environment, Arc::new(SystemClock::new())).await.unwrap();
         let (addresses, pool, director) = (app.addresses, Arc::clone(&app.pool), Arc::clone(&app.director));
         let readiness = app.readiness.clone();

@@ -19,8 +19,7 @@ struct Replica {
 fn replica(api: &FakeApi, pool: &BlockedPool) -> Replica {
     let mut settings = Settings { leader_election: true, ..Settings::default() };
     (settings.pool.name, settings.pool.namespace) = (Some("llama".into()), "prod".into());
-    let tables = Tables { kubernetes: true, ..Tables::standard() };
-    let config = resolve("t", None, settings, &tables, Purpose::Serve).unwrap();
+    let config = resolve("t", None, settings, &Tables::standard(), Purpose::Serve).unwrap();
     let (metrics, clock) = (Metrics::new(), TokioClock::start());
     let readiness = pool.0.clone();
     let leadership = Leadership::new(&config, Some(&api.cluster().0), &readiness, &metrics, &clock).unwrap();

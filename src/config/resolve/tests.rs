@@ -295,32 +295,56 @@ fn the_data_layer_is_completed_unless_told_otherwise() {
 
 #[test]
 fn serving_needs_a_place_that_endpoints_come_from() {
-    let serve = |body: &str, settings: Settings, kubernetes: bool| {
-        let tables = Tables { kubernetes, ..fakes::tables() };
+    let serve = |body: &str, settings: Settings| {
         let text = format!(
             "{HEAD}plugins: [{{type: queue-scorer}}, {{type: file-discovery, parameters: {{path: e.yaml}}}}]\n{body}"
         );
-        resolve("f.yaml", Some(text.as_bytes()), settings, &tables, Purpose::Serve)
+        resolve("f.yaml", Some(text.as_bytes()), settings, &fakes::tables(), Purpose::Serve)
     };
-    let mut named = Settings::default();
-    named.pool.name = Some("pool".into());
-    let mut both = named.clone();
-    both.pool.selector = Some("a=b".into());
+    let with = |change: fn(&mut Settings)| {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        settings
+    };
+    let refused = |settings: Settings| serve("", settings).expect_err("refused").to_string();
+    let named = with(|s| s.pool.name = Some("pool".into()));
     let discovery = "dataLayer: {discovery: {pluginRef: file-discovery}}\n";
 
-    assert_eq!(serve(discovery, Settings::default(), false).expect("file discovery").pool.name, "epp");
-    assert_eq!(serve(discovery, named.clone(), false).expect("file discovery").pool.name, "pool");
-    let error = serve("", named.clone(), false).expect_err("no Kubernetes").to_string();
-    assert!(
-        error.starts_with("--pool-name: endpoints from Kubernetes come with a later version")
-            && error.contains("file-discovery"),
-        "{error}"
-    );
-    let error = serve("", Settings::default(), false).expect_err("nothing").to_string();
-    assert!(error.contains("nothing says where endpoints come from"), "{error}");
-    assert!(serve("", named, true).is_ok());
-    assert!(serve("", both, true).expect_err("both").to_string().contains("exactly one"));
-    assert!(serve("", Settings::default(), true).expect_err("neither").to_string().contains("exactly one"));
+    assert_eq!(serve(discovery, Settings::default()).expect("file discovery").pool.name, "epp");
+    assert_eq!(serve(discovery, named.clone()).expect("file discovery").pool.name, "pool");
+    assert_eq!(serve("", named).expect("a pool").pool.name, "pool");
+    let error = refused(Settings::default());
+    assert!(error.contains("nothing says where endpoints come from") && error.contains("file-discovery"), "{error}");
+    let error = refused(with(|s| {
+        s.pool.name = Some("pool".into());
+        s.pool.selector = Some("a=b".into());
+    }));
+    assert!(error.contains("exactly one"), "{error}");
+    let error = refused(with(|s| {
+        s.pool.name = Some("pool".into());
+        s.pool.group = "example.com".into();
+    }));
+    assert!(error.contains("inference.networking.x-k8s.io"), "{error}");
+    let error = refused(with(|s| s.pool.selector = Some("a~b".into())));
+    assert!(error.starts_with("--endpoint-selector: `a~b` is no label key"), "{error}");
+}
+
+#[test]
+fn a_pool_without_an_object_is_named_after_the_picker() {
+    let name = |pod: Option<&str>, leader_election: bool| {
+        let mut settings = Settings { leader_election, ..Settings::default() };
+        settings.pool.selector = Some("app in (a, b),!test".into());
+        settings.pool.pod_name = pod.map(str::to_owned);
+        resolve("f.yaml", None, settings, &Tables::standard(), Purpose::Serve)
+    };
+    for (pod, pool) in [("my-epp-5d8f7c9b4-x2x7q", "my-epp"), ("epp", "epp"), ("epp-0", "epp-0"), ("a-b-C", "a-b-C")] {
+        assert_eq!(name(Some(pod), true).expect("a name").pool.name, pool, "{pod}");
+    }
+    let config = name(None, false).expect("a name");
+    assert_eq!(config.pool.name, "epp");
+    assert!(config.warnings.iter().any(|w| w.message.contains("POD_NAME")));
+    let error = name(None, true).expect_err("two pickers would share a lease").to_string();
+    assert!(error.contains("POD_NAME"), "{error}");
 }
 
 #[test]

@@ -34,6 +34,8 @@ pub struct Bootstrap {
     pub admin_port: u16,
     /// Where the picker serves ext_proc.
     pub epp: SocketAddr,
+    /// More pickers of the same pool, balanced with the first by their health. None by default.
+    pub replicas: Vec<SocketAddr>,
     /// TLS to the picker, any certificate accepted. Default off.
     pub epp_tls: bool,
     /// What happens without a picker: true lets the request pass (FailOpen; useful with variant B
@@ -68,6 +70,7 @@ impl Bootstrap {
             listen_port: 0,
             admin_port: 0,
             epp,
+            replicas: Vec::new(),
             epp_tls: false,
             failure_mode_allow: false,
             endpoints: Vec::new(),
@@ -115,23 +118,12 @@ impl Bootstrap {
         let trailer = if self.buffered { "SKIP" } else { "SEND" };
         let (response_header, response_body, response_trailer) =
             if self.response_phase { ("SEND", body, trailer) } else { ("SKIP", "NONE", "SKIP") };
-        let pool: Vec<String> = self
-            .endpoints
-            .iter()
-            .map(|e| {
-                let (ip, port) = (e.ip(), e.port());
-                format!(
-                    "{{ endpoint: {{ address: {{ socket_address: {{ address: \"{ip}\", port_value: {port} }} }} }} }}"
-                )
-            })
-            .collect();
         BTreeMap::from([
             ("LISTEN_PORT", self.listen_port.to_string()),
             ("ADMIN_PORT", self.admin_port.to_string()),
-            ("EPP_ADDRESS", quoted(&self.epp.ip().to_string())),
-            ("EPP_PORT", self.epp.port().to_string()),
+            ("EPP_ENDPOINTS", endpoints(std::iter::once(&self.epp).chain(&self.replicas))),
             ("FAILURE_MODE_ALLOW", self.failure_mode_allow.to_string()),
-            ("POOL_ENDPOINTS", format!("[{}]", pool.join(", "))),
+            ("POOL_ENDPOINTS", endpoints(&self.endpoints)),
             ("REQUEST_TIMEOUT", self.request_timeout.map(seconds).unwrap_or_default()),
             ("BUFFER_LIMIT", self.buffer_limit.map(|b| b.to_string()).unwrap_or_default()),
             ("ACCESS_LOG", quoted(&self.access_log.as_deref().unwrap_or("".as_ref()).to_string_lossy())),
@@ -160,6 +152,15 @@ pub enum BootstrapError {
         /// What is wrong there.
         what: String,
     },
+}
+
+/// The list of a cluster's endpoints in YAML's flow form.
+fn endpoints<'a>(addresses: impl IntoIterator<Item = &'a SocketAddr>) -> String {
+    let one = |at: &SocketAddr| {
+        let (ip, port) = (at.ip(), at.port());
+        format!("{{ endpoint: {{ address: {{ socket_address: {{ address: \"{ip}\", port_value: {port} }} }} }} }}")
+    };
+    format!("[{}]", addresses.into_iter().map(one).collect::<Vec<_>>().join(", "))
 }
 
 /// Protobuf's JSON form of a duration.

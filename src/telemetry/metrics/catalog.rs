@@ -239,6 +239,17 @@ catalog! {
     LEADER_CONTACT = GAUGE "leader_election_contact_age_seconds" POOL, &[],
         "Time since the API server last told of the lease.";
 
+    DISCOVERY_STATE = GAUGE "discovery_watch_state" &["resource", "state"], &[],
+        "What a watch of the API server is doing: 1 at its state (off, absent, listing, watching or retrying), 0 at the others.";
+    DISCOVERY_AGE = GAUGE "discovery_age_seconds" &["resource"], &[],
+        "Time since the API server last said anything on a watch, be it that nothing changed.";
+    DISCOVERY_OBJECTS = GAUGE "discovery_objects" &["resource"], &[],
+        "Objects that are held: pools, pods that may be endpoints, objectives, rewrites.";
+    DISCOVERY_UNREADABLE = COUNTER "discovery_unreadable_objects_total" &["resource"], &[],
+        "Objects of the API server that could not be read and were passed over.";
+    DISCOVERY_FAILURES = COUNTER "discovery_failures_total" &["resource", "reason"], &[],
+        "Lists and watches that ended before their time, by reason; each is tried again.";
+
     PROCESS_CPU = COUNTER "process_cpu_seconds_total" &[], &[], "CPU time of the process, user and system.";
     PROCESS_RESIDENT = GAUGE "process_resident_memory_bytes" &[], &[], "Resident memory of the process.";
     PROCESS_THREADS = GAUGE "process_threads" &[], &[], "Threads of the process.";
