@@ -284,3 +284,6 @@ fn boxed<T: Object>(
 ) -> Never {
     Box::pin(watch::follow(watch, out.clone(), wrap))
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use super::client::Call;
-use super::harness::{Folder, Picker, run};
+use super::harness::{Folder, Picker, run, run_with};
 
 /// A port that is taken for as long as the listener lives.
 fn taken() -> (TcpListener, String) {
