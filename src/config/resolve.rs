@@ -17,7 +17,7 @@ mod tests;
 use super::document::Document;
 use super::features;
 use super::render::{self, Outline};
-use super::{Config, ConfigError, Gates, NamedProducer, Settings, Tables, legacy, yaml};
+use super::{Config, ConfigError, Gates, NamedProducer, Settings, Tables, conformance, legacy, yaml};
 use crate::domain::PoolIdentity;
 use crate::domain::node::{Node, Position, Problem, Problems, Value, nearest};
 use crate::scheduling::scheduler::Scheduler;
@@ -111,6 +111,7 @@ fn attempt(
 ) -> Option<Config> {
     let mut node = read(bytes, problems)?;
     legacy::translate(&mut node, problems);
+    conformance::apply(&mut node, &settings, problems);
     let document = Document::decode(&node, problems);
     if too_long(&document, problems) {
         return None;
@@ -126,6 +127,7 @@ fn attempt(
     let layers = layers::resolve(&document, gates, &mut plugins, problems);
     plugins.build_missing(problems);
     layers::custom_metrics(&layers, &plugins, problems);
+    layers::stale_between_reads(&layers, &plugins, &settings, problems);
     plugins.warn_unused(problems);
     let pool = pool(&settings, layers.discovery.is_some(), tables, purpose, problems);
     if !problems.errors.is_empty() {
@@ -142,6 +144,7 @@ fn attempt(
         })
         .collect();
     let saturation = plugins.declared(layers.saturation?);
+    let detector = plugins.entry(layers.saturation?).built.saturation.clone();
     let discovery = layers.discovery.map(|i| plugins.declared(i));
     let features = features::of(plugins.registry(), &parsers, &sources, &settings);
     let rendered = render::document(&Outline {
@@ -174,6 +177,7 @@ fn attempt(
         sources,
         discovery,
         saturation,
+        detector,
         features,
         flow_control: document.flow_control.map(|f| f.value).unwrap_or_default(),
         warnings: Vec::new(),

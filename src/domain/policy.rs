@@ -138,6 +138,12 @@ impl Policies {
         self.exact.get(model).copied().or(self.generic).and_then(|index| self.rules.get(index))
     }
 
+    /// The models that rules name or choose; names may come several times.
+    pub fn models(&self) -> impl Iterator<Item = &str> {
+        let targets = self.rules.iter().flat_map(|rule| rule.targets.iter().map(|(_, model)| model.as_str()));
+        self.exact.keys().map(String::as_str).chain(targets)
+    }
+
     /// What an operator should change, one line each.
     pub fn warnings(&self) -> &[String] {
         &self.warnings

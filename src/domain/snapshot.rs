@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::{Endpoint, EndpointSet, LoadTable, Slot};
+use super::{Endpoint, EndpointSet, LoadTable, Slot, SubsetEntry};
 
 /// Name of the pool as metrics and logs show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -90,6 +90,22 @@ impl Topology {
     /// All endpoints (ports) of one IP.
     pub fn by_ip(&self, ip: &IpAddr) -> Option<&EndpointSet> {
         self.by_ip.get(ip)
+    }
+
+    /// Adds the endpoints that `entry` names to `set`.
+    pub fn add_named(&self, entry: &SubsetEntry, set: &mut EndpointSet) {
+        match entry {
+            SubsetEntry::Address(address) => {
+                if let Some(slot) = self.by_address(address) {
+                    set.insert(slot);
+                }
+            }
+            SubsetEntry::Ip(ip) => {
+                for slot in self.by_ip(ip).into_iter().flat_map(EndpointSet::iter) {
+                    set.insert(slot);
+                }
+            }
+        }
     }
 }
 
