@@ -235,7 +235,7 @@ fn gates(document: &Document, tables: &Tables, problems: &mut Problems) -> Gates
                         gate.at,
                         &gate.path,
                         "the feature gate `flowControl` is known to llm-d-router but not supported by this version",
-                        "remove it; without it requests are admitted at once",
+                        "remove it; without it nothing is queued, and requests of negative priority are refused when the pool is full",
                     );
                 }
                 gates.flow_control = on;

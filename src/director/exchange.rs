@@ -143,7 +143,8 @@ impl DirectedExchange {
         request.target_model = request.model.clone();
         // A model name can only be put where the body has one (protocol 2.7).
         if !parsed.model_spans.is_empty() {
-            let rule = policies.rule(&request.model);
+            // Without a name in the body (a null) there is none to look for, and none to put back.
+            let rule = if request.model.is_empty() { None } else { policies.rule(&request.model) };
             let ruled = rule.and_then(|rule| Some((rule.rewrite(), rule.choose(|below| director.draw(below))?)));
             match (ruled, rewrite) {
                 (Some((_, "")), _) => return Err(Rejection::BadRequest("model not found in request body".into())),
