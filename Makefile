@@ -14,7 +14,9 @@ demo: ## build everything and show the main job behind a real Envoy (Ctrl-C ends
 	@envoy="$$(scripts/get-envoy)" && exec ./target/release/pointsman demo --envoy "$$envoy" $(DEMO_ARGS)
 
 test: envoy tools ## run every test, fetching what the tests need
-	@ENVOY_BIN="$$(scripts/get-envoy)" PROMTOOL_BIN="$$(scripts/get-promtool)" PROMETHEUS_BIN="$$(scripts/get-prometheus)" $(CARGO) test --locked
+	@ENVOY_BIN="$$(scripts/get-envoy)" PROMTOOL_BIN="$$(scripts/get-promtool)" PROMETHEUS_BIN="$$(scripts/get-prometheus)" \
+	  KUBE_APISERVER_BIN="$$(scripts/get-kube kube-apiserver)" ETCD_BIN="$$(scripts/get-kube etcd)" HELM_BIN="$$(scripts/get-kube helm)" \
+	  $(CARGO) test --locked
 
 check: ## formatting, lints, documentation, dependency policy
 	$(CARGO) fmt --all --check
@@ -48,9 +50,12 @@ fuzz: ## run every fuzz target for FUZZ_SECONDS seconds
 envoy: ## fetch the Envoy that the tests and the demo use
 	@scripts/get-envoy >/dev/null
 
-tools: ## fetch promtool and Prometheus
+tools: ## fetch promtool, Prometheus, kube-apiserver, etcd and Helm
 	@scripts/get-promtool >/dev/null
 	@scripts/get-prometheus >/dev/null
+	@scripts/get-kube kube-apiserver >/dev/null
+	@scripts/get-kube etcd >/dev/null
+	@scripts/get-kube helm >/dev/null
 
 fmt: ## format the code
 	$(CARGO) fmt --all

@@ -14,6 +14,7 @@
 //! Rejected: the original's choice of defaults in map order (a filter order that changes from start
 //! to start), and stopping at the first error.
 
+mod conformance;
 pub mod document;
 pub mod error;
 #[cfg(test)]
@@ -35,7 +36,7 @@ use std::sync::Arc;
 
 use crate::domain::PoolIdentity;
 use crate::domain::node::{Node, Position, Problem};
-use crate::scheduling::plugin::{Commit, Producer, Registry};
+use crate::scheduling::plugin::{Commit, Producer, Registry, SaturationDetector};
 use crate::scheduling::scheduler::Scheduler;
 
 pub use error::ConfigError;
@@ -181,6 +182,8 @@ pub struct Config {
     pub discovery: Option<Declared>,
     /// The saturation detector.
     pub saturation: Declared,
+    /// Its instance; absent only where a table of tests has none.
+    pub detector: Option<Arc<dyn SaturationDetector>>,
     /// Flow control as written; meaningful with the gate.
     pub flow_control: document::FlowControl,
     /// What can be switched on, and by which plugins and flags it is.

@@ -1,8 +1,13 @@
 //! The order of work between "the request is complete" and "this is its endpoint", and the exchange
 //! that follows one request to its end.
 //!
-//! Steps (protocol 3.4): dialect by path, parse, model rewrite by header, objective and fairness id,
-//! candidates = subset ∩ pool, producers, scheduling, the `prefer: if-available` check, commit.
+//! Steps (protocol 3.4): objective (priority) and fairness id, dialect by path, parse, model rewrite by header
+//! and rule, candidates = subset ∩ pool, admission, producers, scheduling, the `prefer: if-available` check,
+//! commit.
+//!
+//! **Admission.** A request of negative priority is refused (429) where the candidates are full; one integer
+//! is all that other requests pay for it. If nothing is known of the load the request passes, and the log says
+//! so once a minute.
 //!
 //! **Picking and reserving are one step.** A decision reads the work in flight, chooses, and reserves
 //! what it chose. Two threads that did this side by side would both see the same idle endpoint, so a
@@ -19,13 +24,18 @@ mod exchange;
 
 use std::cell::RefCell;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
 
 use crate::dialect::{Dialects, Wants};
-use crate::domain::{Decision, EndpointSet, InferenceRequest, Rejection, Signals, Slot, Snapshot};
-use crate::extproc::{Exchanges, SubsetEntry, SubsetHint};
+use crate::domain::{Decision, EndpointSet, InferenceRequest, Policies, Rejection, Signals, Slot, Snapshot, Timestamp};
+use crate::extproc::{Exchanges, SubsetHint};
 use crate::lifecycle::clock::Clock;
 use crate::pool::Pool;
-use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, Watch};
+use crate::scheduling::detectors::Saturation;
+use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, SaturationDetector, TestSwitches, Watch};
 use crate::scheduling::profile::{Laps, Scratch};
 use crate::scheduling::scheduler::Scheduler;
 use crate::telemetry::metrics::{Metrics, PrefixMetrics};
@@ -38,6 +48,9 @@ pub use exchange::DirectedExchange;
 
 /// One decision of this many is observed plugin by plugin, so that observing costs nothing that shows.
 const TIMED_EVERY: u32 = 64;
+
+/// Time between two warnings that sheddable requests pass unchecked.
+const UNCHECKED_EVERY: Duration = Duration::from_secs(60);
 
 /// A producer with the names that metrics use.
 #[derive(Clone)]
@@ -63,8 +76,10 @@ pub struct Settings {
     pub emit_scores: bool,
     /// One log line per request.
     pub access_log: bool,
-    /// Seed of the random numbers in picks; `None` draws one per thread.
+    /// Seed of the random numbers in picks and model rewrites; `None` draws one per thread.
     pub seed: Option<u64>,
+    /// What test plugins switch.
+    pub test: TestSwitches,
 }
 
 /// What the director works with.
@@ -81,6 +96,8 @@ pub struct Parts {
     pub commits: Vec<(Arc<str>, Arc<dyn Commit>)>,
     /// Name and type of every plugin, for metric labels.
     pub plugins: Vec<(Arc<str>, &'static str)>,
+    /// Says how full the pool is, for requests of negative priority; without it none is refused.
+    pub saturation: Option<Arc<dyn SaturationDetector>>,
     /// Dialects by path.
     pub dialects: Dialects,
     /// Metrics.
@@ -101,6 +118,10 @@ pub struct Director {
     claims: Claims,
     reserves: bool,
     prefix_metrics: Vec<Arc<PrefixMetrics>>,
+    /// The policies whose models have their own label values.
+    pinned: ArcSwapOption<Policies>,
+    /// When it was last said that a sheddable request passed unchecked, in microseconds; 0 is never.
+    unchecked: AtomicU64,
 }
 
 /// A decision that was committed.
@@ -130,7 +151,14 @@ impl Director {
             parts.producers.iter().any(|p| p.producer.is_volatile()) || parts.commits.iter().any(|(_, c)| c.reserves());
         let prefix_metrics =
             parts.prefix_producers.iter().map(|(name, kind)| parts.metrics.prefix_index(name, kind)).collect();
-        Self { parts, claims: Claims::default(), reserves, prefix_metrics }
+        Self {
+            parts,
+            claims: Claims::default(),
+            reserves,
+            prefix_metrics,
+            pinned: ArcSwapOption::empty(),
+            unchecked: AtomicU64::new(0),
+        }
     }
 
     /// The parts, for the process around it.
@@ -175,15 +203,23 @@ impl Director {
                 Laps::start(move || clock.now())
             });
             *decisions = decisions.wrapping_add(1);
-            let rng = rng
-                .get_or_insert_with(|| parts.settings.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed));
+            let rng = seeded(rng, parts.settings.seed);
+            let test = &parts.settings.test;
+            // Of a director without test plugins this is one test.
+            let pinned = test
+                .beats_subset
+                .is_some_and(|name| request.headers.get(name).is_some_and(|value| !value.trim().is_empty()));
+            let subset = subset.filter(|_| !parts.settings.ignore_subset && !pinned);
             loop {
                 let seen = self.claims.seen();
                 let snapshot = parts.pool.snapshot();
                 candidates.clear();
-                candidates_of(&snapshot, subset.filter(|_| !parts.settings.ignore_subset), candidates);
+                candidates_of(&snapshot, subset, candidates);
                 if candidates.is_empty() {
                     return Err(Rejection::no_endpoints());
+                }
+                if request.priority < 0 && fresh {
+                    self.admit(&snapshot, candidates)?;
                 }
                 for NamedProducer { name, producer, .. } in &parts.producers {
                     if fresh || producer.is_volatile() {
@@ -230,6 +266,43 @@ impl Director {
 }
 
 impl Director {
+    /// Refuses what may be shed where `candidates` are full.
+    #[cold]
+    fn admit(&self, snapshot: &Snapshot, candidates: &[Slot]) -> Result<(), Rejection> {
+        let Some(detector) = &self.parts.saturation else { return Ok(()) };
+        let now = self.parts.clock.now();
+        match Saturation::of(detector.as_ref(), snapshot, candidates, now).effective() {
+            Some(full) if full >= 1.0 => Err(Rejection::shed()),
+            Some(_) => Ok(()),
+            None => {
+                let said = self.unchecked.load(Ordering::Relaxed);
+                let silent = Timestamp(said);
+                let due = said == 0 || now.since(silent) >= UNCHECKED_EVERY;
+                let mine = |at: u64| self.unchecked.compare_exchange(said, at, Ordering::Relaxed, Ordering::Relaxed);
+                if due && mine(now.0.max(1)).is_ok() {
+                    tracing::warn!(
+                        "a sheddable request passed unchecked: no endpoint has a load sample that is fresh enough; \
+                         are metrics scraped, and more often than metricsStalenessThreshold?"
+                    );
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets the models of `policies` keep their own label values, whatever clients send.
+    fn pin_models(&self, policies: &Arc<Policies>) {
+        if self.pinned.load().as_ref().is_none_or(|pinned| !Arc::ptr_eq(pinned, policies)) {
+            self.parts.metrics.pin_models(policies.models());
+            self.pinned.store(Some(Arc::clone(policies)));
+        }
+    }
+
+    /// A random number below `below`, which must not be 0.
+    fn draw(&self, below: u64) -> u64 {
+        LOCAL.with_borrow_mut(|local| seeded(&mut local.rng, self.parts.settings.seed).u64(..below))
+    }
+
     /// Observes the times and scores of a decision.
     fn observe_laps(&self, observed: &Laps) {
         for lap in &observed.laps {
@@ -240,6 +313,11 @@ impl Director {
             self.parts.metrics.record_scores(run);
         }
     }
+}
+
+/// The random numbers of this thread.
+fn seeded(rng: &mut Option<fastrand::Rng>, seed: Option<u64>) -> &mut fastrand::Rng {
+    rng.get_or_insert_with(|| seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed))
 }
 
 /// Ends the lap of a plugin, if this decision is timed.
@@ -262,18 +340,7 @@ fn candidates_of(snapshot: &Snapshot, subset: Option<&SubsetHint>, out: &mut Vec
         Some(hint) => {
             let mut allowed = EndpointSet::new();
             for entry in &hint.entries {
-                match entry {
-                    SubsetEntry::Address(address) => {
-                        if let Some(slot) = topology.by_address(address) {
-                            allowed.insert(slot);
-                        }
-                    }
-                    SubsetEntry::Ip(ip) => {
-                        for slot in topology.by_ip(ip) {
-                            allowed.insert(*slot);
-                        }
-                    }
-                }
+                topology.add_named(entry, &mut allowed);
             }
             out.extend(allowed.iter());
         }

@@ -83,9 +83,13 @@ impl Pool {
         self.policies.load()
     }
 
-    /// Puts other objectives and rewrites in force, from the next request on.
+    /// Puts other objectives and rewrites in force, from the next request on. What is wrong with them is
+    /// logged when it is new.
     pub fn set_policies(&self, policies: Policies) {
-        self.policies.store(Arc::new(policies));
+        let before = self.policies.swap(Arc::new(policies));
+        for warning in self.policies.load().warnings().iter().filter(|w| !before.warnings().contains(w)) {
+            tracing::warn!("{warning}");
+        }
     }
 
     /// Follows changes of the endpoint set (not of the loads).

@@ -3,7 +3,7 @@
 //! Reading order: [`plugin`] (the traits and the plugin table), [`params`] (strict parameters),
 //! [`profile`] (one cycle over dense arrays), [`scheduler`] (which profiles run, in what order),
 //! [`per_topology`] (what a plugin works out once per endpoint set), then the tables [`handlers`],
-//! [`filters`], [`scorers`] and [`pickers`], one file per plugin; [`session_affinity`] and [`cel`] (expressions
+//! [`filters`], [`scorers`], [`pickers`], [`detectors`] and [`responses`], one file per plugin; [`session_affinity`] and [`cel`] (expressions
 //! of operators) are what two of them share.
 //!
 //! Invariants: no I/O, no clock, no global random numbers (`tests/architecture.rs`). Deciding changes
@@ -11,6 +11,7 @@
 //! learns, it learns in [`plugin::Commit`] after the choice.
 
 pub mod cel;
+pub mod detectors;
 pub mod filters;
 #[cfg(test)]
 pub(crate) mod fixtures;
@@ -20,6 +21,7 @@ pub mod per_topology;
 pub mod pickers;
 pub mod plugin;
 pub mod profile;
+pub mod responses;
 pub mod scheduler;
 pub mod scorers;
 pub mod session_affinity;

@@ -1,4 +1,5 @@
-//! The director as the edge uses it, without sockets: bursts, subsets, refusals, body-less requests.
+//! The director as the edge uses it, without sockets: bursts, subsets, refusals, body-less
+//! requests; objectives and model rewrites are in `director/policies.rs`.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -10,12 +11,15 @@ use pointsman::config::{Purpose, Settings, Tables, resolve};
 use pointsman::dialect::{Dialects, Wants};
 use pointsman::director::decisions::DecisionLog;
 use pointsman::director::{self, Directed, Director, NamedProducer};
-use pointsman::domain::{EndpointSpec, Headers, Outcome, PoolIdentity, Rejection};
+use pointsman::domain::{EndpointSpec, Headers, Outcome, PoolIdentity, Rejection, Served};
 use pointsman::extproc::{CompleteRequest, Exchange, Exchanges, Route, SubsetEntry, SubsetHint};
 use pointsman::lifecycle::clock::SystemClock;
 use pointsman::pool::Pool;
 use pointsman::scheduling::plugin::Need;
 use pointsman::telemetry::metrics::Metrics;
+
+#[path = "director/policies.rs"]
+mod policies;
 
 const ACTIVE: &str = "
 plugins:
@@ -77,6 +81,7 @@ fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool
             .collect(),
         prefix_producers: Vec::new(),
         commits: config.commits.clone(),
+        saturation: config.detector.clone(),
         plugins: config.names.clone(),
         dialects: Dialects::default(),
         metrics: Metrics::new(),
@@ -90,6 +95,7 @@ fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool
             emit_scores: true,
             access_log: false,
             seed: Some(7),
+            test: config.registry.test_switches.clone(),
         },
     });
     (Directed(Arc::new(director)), pool)
@@ -238,7 +244,7 @@ fn a_rewrite_by_header_changes_the_body_and_names_the_model_in_the_answer() {
     assert_eq!(body, br#"{"model":"target","prompt":"say something"}"#);
     assert!(route.set_headers.iter().any(|(name, _)| name == "x-request-id"), "made because there was none");
 
-    exchange.response_headers(200, Headers::from([("content-type", "application/json")]), None, false);
+    exchange.response_headers(200, Headers::from([("content-type", "application/json")]), &Served::Unreported, false);
     let mut answer = Vec::new();
     for (chunk, end) in
         [(&br#"{"mod"#[..], false), (br#"el":"tar"#, false), (br#"get","usage":{"prompt_tokens":3}}"#, true)]

@@ -17,6 +17,8 @@ mod stack;
 mod affinity;
 #[path = "e2e/bodies.rs"]
 mod bodies;
+#[path = "e2e/conformance.rs"]
+mod conformance;
 #[path = "e2e/failures.rs"]
 mod failures;
 #[path = "e2e/hostile.rs"]
@@ -25,6 +27,8 @@ mod hostile;
 mod modes;
 #[path = "e2e/operation.rs"]
 mod operation;
+#[path = "e2e/policies.rs"]
+mod policies;
 #[path = "e2e/rewrites.rs"]
 mod rewrites;
 #[path = "e2e/routing.rs"]

@@ -11,7 +11,7 @@ use pointsman::config::Tables;
 use pointsman::scheduling::filters::{label_selector, utilization};
 use pointsman::scheduling::params::{ParamSpec, Params};
 use pointsman::scheduling::plugin::{About, Stability};
-use pointsman::scheduling::{filters, handlers, pickers, scorers, session_affinity};
+use pointsman::scheduling::{filters, handlers, pickers, responses, scorers, session_affinity};
 use pointsman::signals;
 
 const HOW: &str = "UPDATE_DOCS=1 cargo test --test plugin_reference";
@@ -49,10 +49,11 @@ fn sections() -> Vec<(&'static str, &'static str, Vec<About>)> {
         ("Discovery", "Where endpoints come from; named in `dataLayer.discovery`.", kinds(&tables.discovery)),
         (
             "Saturation detectors",
-            "Named in `flowControl.saturationDetector`. This version checks their parameters and does not act on them: \
-             there is no admission control yet.",
+            "Say how full the pool is; one is named in `flowControl.saturationDetector`. Where it says 1 or more, requests of \
+             negative priority are refused. In a profile a detector is a filter that drops the endpoints that are full.",
             kinds(&tables.saturation),
         ),
+        ("Response plugins", "Follow the answer; they work by being declared.", rows(responses::TABLE)),
     ]
 }
 

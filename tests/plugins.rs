@@ -10,7 +10,7 @@ use pointsman::domain::{
     PoolIdentity, PrefixMatch, Prompt, Segment, Signals, Slot, Snapshot, Timestamp, Topology,
 };
 use pointsman::scheduling::plugin::{Build, Built, Cycle, Registry, Row, SignalKind};
-use pointsman::scheduling::{filters, handlers, pickers, scorers};
+use pointsman::scheduling::{detectors, filters, handlers, pickers, responses, scorers};
 use pointsman::signals;
 use proptest::prelude::*;
 use saphyr_parser::{Event, Parser, ScalarStyle};
@@ -18,13 +18,15 @@ use smallvec::smallvec;
 
 const NOW: Timestamp = Timestamp::from_millis(100_000);
 
-fn tables() -> [(&'static str, &'static [Row]); 5] {
+fn tables() -> [(&'static str, &'static [Row]); 7] {
     [
         ("producers", signals::TABLE),
         ("filters", filters::TABLE),
         ("scorers", scorers::TABLE),
         ("pickers", pickers::TABLE),
         ("handlers", handlers::TABLE),
+        ("detectors", detectors::TABLE),
+        ("responses", responses::TABLE),
     ]
 }
 
@@ -106,7 +108,9 @@ fn samples_load_and_serve_their_tables_extension_point() {
             "filters" => built.filter.is_some(),
             "scorers" => built.scorer.is_some(),
             "pickers" => built.picker.is_some(),
-            _ => built.handler.is_some(),
+            "handlers" => built.handler.is_some(),
+            "detectors" => built.saturation.is_some() && built.filter.is_some(),
+            _ => built.commit.is_some(),
         };
         assert!(serves, "{} is in the table of {table} but serves another point", row.about.kind);
         let (_, problems) = try_build(&mut Registry::default(), row, sample_parameters(row).as_ref());

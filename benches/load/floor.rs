@@ -23,7 +23,7 @@ use futures_core::Stream;
 use http::Response;
 use hyper::body::Incoming;
 use pointsman::admin::health::HealthService;
-use pointsman::domain::{Headers, Outcome, Rejection};
+use pointsman::domain::{Headers, Outcome, Rejection, Served};
 use pointsman::extproc::listener::{self, Limits, Serve};
 use pointsman::extproc::workers::Workers;
 use pointsman::extproc::{
@@ -238,7 +238,7 @@ impl Exchange for NoDecision {
         Ok(Route { destination: "127.0.1.1:8000".into(), ..Route::default() })
     }
 
-    fn response_headers(&mut self, _: u16, _: Headers, _: Option<&str>, _: bool) -> Vec<SetHeader> {
+    fn response_headers(&mut self, _: u16, _: Headers, _: &Served, _: bool) -> Vec<SetHeader> {
         Vec::new()
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, request};
 use http_body::{Body, Frame};
-use pointsman::domain::{Headers, Outcome, Rejection};
+use pointsman::domain::{Headers, Outcome, Rejection, Served};
 use pointsman::extproc::machine::{Action, BodyMode, Event, Machine, Message, Modes, Part, Rules};
 use pointsman::extproc::{
     CONTROL_HEADERS, CompleteRequest, Exchange, Exchanges, ExtProc, ExtProcServer, Route, SetHeader, Settings,
@@ -79,7 +79,7 @@ pub fn machine(shape: Shape) -> impl FnMut() {
     }
     parts.push(Part::RequestBody { chunk: Bytes::new(), end: true }.into());
     let answer = Headers::from([(":status", "200"), ("content-type", "text/event-stream; charset=utf-8")]);
-    parts.push(Part::ResponseHeaders { headers: answer, served: None, end: false }.into());
+    parts.push(Part::ResponseHeaders { headers: answer, served: Served::Unreported, end: false }.into());
     parts.extend(
         chunks(shape.chunks).map(|(chunk, end)| Part::ResponseBody { chunk: Bytes::from_static(chunk), end }.into()),
     );
@@ -127,7 +127,7 @@ impl Exchange for Anywhere {
         Ok(anywhere())
     }
 
-    fn response_headers(&mut self, _: u16, _: Headers, _: Option<&str>, _: bool) -> Vec<SetHeader> {
+    fn response_headers(&mut self, _: u16, _: Headers, _: &Served, _: bool) -> Vec<SetHeader> {
         Vec::new()
     }
 

@@ -40,6 +40,7 @@ impl Picker {
                 .collect(),
             prefix_producers: prefix_producers(&config),
             commits: config.commits.clone(),
+            saturation: config.detector.clone(),
             plugins: config.names.clone(),
             dialects: Dialects::default(),
             metrics: Metrics::new(),
@@ -53,6 +54,7 @@ impl Picker {
                 emit_scores: false,
                 access_log,
                 seed: Some(7),
+                test: config.registry.test_switches.clone(),
             },
         });
         assert!(director.parts().settings.wants.prompts, "the default profile reads prompts");

@@ -100,6 +100,12 @@ impl Pool {
         &self.base
     }
 
+    /// The profile, to run over another pool.
+    #[allow(dead_code, reason = "not every benchmark does")]
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
     /// What one worker thread keeps between decisions.
     pub fn worker(&self) -> Worker<'_> {
         Worker { pool: self, rng: fastrand::Rng::with_seed(2), scratch: Scratch::default() }

@@ -20,7 +20,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::{BufMut, Bytes};
 use http_body::{Body, Frame};
 use libfuzzer_sys::fuzz_target;
-use pointsman::domain::{Headers, Outcome, Rejection};
+use pointsman::domain::{Headers, Outcome, Rejection, Served};
 use pointsman::extproc::machine::{Action, BodyMode, Event, Machine, Message, Modes, Part, ReadFailure, Rules};
 use pointsman::extproc::{CompleteRequest, DESTINATION, Exchange, Exchanges, ExtProc, Route, SetHeader, Settings};
 use pointsman::lifecycle::drain;
@@ -224,7 +224,7 @@ impl Exchange for FakeExchange {
         route
     }
 
-    fn response_headers(&mut self, status: u16, _: Headers, _: Option<&str>, _: bool) -> Vec<SetHeader> {
+    fn response_headers(&mut self, status: u16, _: Headers, _: &Served, _: bool) -> Vec<SetHeader> {
         let mut record = self.record.lock().expect("not poisoned");
         record.response_headers += 1;
         assert!(record.response_headers == 1 && record.ends.is_empty());
@@ -569,7 +569,7 @@ fn part(request: Option<Request>) -> Part {
         Some(Request::RequestTrailers(_)) => Part::RequestTrailers,
         Some(Request::ResponseHeaders(http)) => {
             let (headers, end) = headers(http);
-            Part::ResponseHeaders { headers, served: None, end }
+            Part::ResponseHeaders { headers, served: Served::Unreported, end }
         }
         Some(Request::ResponseBody(http)) => Part::ResponseBody { chunk: http.body, end: http.end_of_stream },
         Some(Request::ResponseTrailers(_)) => Part::ResponseTrailers,

@@ -37,6 +37,7 @@ use crate::lifecycle::ready::Readiness;
 use crate::lifecycle::task::{self, Spawner};
 use crate::lifecycle::watch_file::{Contents, read_all};
 use crate::pool::Pool;
+use crate::scheduling::detectors::Saturation;
 use crate::scheduling::params::Params;
 use crate::scheduling::plugin::{Commit, Metric, Need, SignalKind};
 use crate::telemetry::metrics::family::Count;
@@ -358,6 +359,7 @@ fn parts_of(
         producers: producers.collect(),
         prefix_producers: prefix_producers(config),
         commits,
+        saturation: config.detector.clone(),
         plugins: config.names.clone(),
         dialects: Dialects::new(parsers),
         metrics: Arc::clone(metrics),
@@ -371,6 +373,7 @@ fn parts_of(
             emit_scores: settings.emit_scores,
             access_log: settings.logging.access_log,
             seed: environment.seed,
+            test: config.registry.test_switches.clone(),
         },
     }
 }
@@ -414,6 +417,14 @@ fn observe(config: &Config, metrics: &Arc<Metrics>, pool: &Arc<Pool>, clock: &Ar
     let in_flight = config.registry.producers(SignalKind::InFlight).next().map(ToString::to_string);
     let shown = Arc::clone(pool);
     metrics.watch_pool(Arc::clone(clock), in_flight, move || shown.snapshot().clone());
+    if let Some(detector) = config.detector.clone() {
+        let (shown, clock) = (Arc::clone(pool), Arc::clone(clock));
+        metrics.watch_saturation(config.pool.name.clone(), move || {
+            let snapshot = shown.snapshot();
+            let all = Saturation::of(detector.as_ref(), &snapshot, snapshot.topology.live_slots(), clock.now());
+            [("prefill", all.prefill), ("decode", all.decode), ("effective", all.effective())]
+        });
+    }
     let shown = Arc::clone(pool);
     metrics.watch_scores(config.names.clone(), move || shown.snapshot().clone());
     let asked = |f: &Feature| f.by.iter().map(|by| (f.name.to_owned(), by.clone())).collect::<Vec<_>>();

@@ -27,7 +27,7 @@ use crate::cli::sim::SimArgs;
 use crate::config::Source;
 use crate::config::resolve::go_bool;
 use crate::config::settings::{
-    Intervals, Limits, LogEncoder, Logging, MetricsServer, PoolSettings, Ports, Settings, Tls,
+    Conformance, Intervals, Limits, LogEncoder, Logging, MetricsServer, PoolSettings, Ports, Settings, Tls,
 };
 use crate::domain::node::{Position, Problem, Problems};
 use crate::scheduling::params::{Quantity, parse_duration};
@@ -223,6 +223,14 @@ pub struct Flags {
     /// Read the token counts of answers for the token metrics, even if no plugin needs them.
     #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     token_metrics: bool,
+    /// Not for production: add the test plugins of the Gateway API conformance suite; also by the environment
+    /// variable POINTSMAN_CONFORMANCE_TEST_MODE.
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
+    conformance_test_mode: bool,
+    /// With --conformance-test-mode: let the suite's echo servers return the picked endpoint, for data planes without
+    /// a response phase; also by POINTSMAN_CONFORMANCE_ECHO_DESTINATION.
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
+    conformance_echo_destination: bool,
 }
 
 /// Value name of boolean flags; [`command`] gives them Go's syntax by it.
@@ -455,9 +463,32 @@ impl Flags {
             strip_control_headers: self.strip_control_headers,
             debug_response_header: self.debug_response_header,
             token_metrics: self.token_metrics,
+            conformance: self.conformance(env, problems),
         };
         ports(&settings.ports, problems);
         (settings, source)
+    }
+
+    /// The test mode: an image for the conformance suite can only carry it in its environment, because the
+    /// suite's manifests fix the arguments.
+    fn conformance(&self, env: &BTreeMap<String, String>, problems: &mut Problems) -> Conformance {
+        let mut switch = |flag: bool, name: &str| {
+            let Some(text) = env.get(name).filter(|text| !text.is_empty()) else { return flag };
+            let Some(on) = go_bool(text) else {
+                problems.error(
+                    Position::default(),
+                    name,
+                    format!("`{text}` is not a boolean"),
+                    "write true or false, or remove the variable",
+                );
+                return flag;
+            };
+            flag || on
+        };
+        Conformance {
+            test_mode: switch(self.conformance_test_mode, "POINTSMAN_CONFORMANCE_TEST_MODE"),
+            echo_destination: switch(self.conformance_echo_destination, "POINTSMAN_CONFORMANCE_ECHO_DESTINATION"),
+        }
     }
 
     fn pool(&self, env: &BTreeMap<String, String>, problems: &mut Problems) -> PoolSettings {

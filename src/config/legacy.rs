@@ -26,7 +26,7 @@ pub fn translate(document: &mut Node, problems: &mut Problems) {
 }
 
 /// The entries of a mapping.
-fn entries(node: &mut Node) -> Option<&mut Vec<(String, Position, Node)>> {
+pub(super) fn entries(node: &mut Node) -> Option<&mut Vec<(String, Position, Node)>> {
     match &mut node.value {
         Value::Mapping(entries) => Some(entries),
         _ => None,
@@ -34,7 +34,7 @@ fn entries(node: &mut Node) -> Option<&mut Vec<(String, Position, Node)>> {
 }
 
 /// The value of `key`.
-fn get_mut<'n>(node: &'n mut Node, key: &str) -> Option<&'n mut Node> {
+pub(super) fn get_mut<'n>(node: &'n mut Node, key: &str) -> Option<&'n mut Node> {
     entries(node)?.iter_mut().find(|(k, _, _)| k == key).map(|(_, _, v)| v)
 }
 
@@ -54,7 +54,7 @@ fn put(node: &mut Node, key: &str, at: Position, value: Node) {
 }
 
 /// The entries of `plugins`.
-fn plugins(document: &mut Node) -> &mut [Node] {
+pub(super) fn plugins(document: &mut Node) -> &mut [Node] {
     match get_mut(document, "plugins").map(|n| &mut n.value) {
         Some(Value::Sequence(items)) => items,
         _ => &mut [],
@@ -62,7 +62,7 @@ fn plugins(document: &mut Node) -> &mut [Node] {
 }
 
 /// The `type` of a plugin entry.
-fn type_of(plugin: &Node) -> &str {
+pub(super) fn type_of(plugin: &Node) -> &str {
     plugin.get("type").and_then(Node::as_str).unwrap_or_default()
 }
 
@@ -71,17 +71,17 @@ fn name_of(plugin: &Node) -> &str {
     plugin.get("name").and_then(Node::as_str).unwrap_or_else(|| type_of(plugin))
 }
 
-fn text(at: Position, text: impl Into<String>) -> Node {
+pub(super) fn text(at: Position, text: impl Into<String>) -> Node {
     Node { at, value: Value::String(text.into()) }
 }
 
-fn mapping(at: Position, fields: Vec<(&str, Node)>) -> Node {
+pub(super) fn mapping(at: Position, fields: Vec<(&str, Node)>) -> Node {
     let fields = fields.into_iter().map(|(key, value)| (key.to_owned(), value.at, value)).collect();
     Node { at, value: Value::Mapping(fields) }
 }
 
 /// Adds an entry to the end of `plugins`.
-fn add_plugin(document: &mut Node, at: Position, entry: Node) {
+pub(super) fn add_plugin(document: &mut Node, at: Position, entry: Node) {
     match get_mut(document, "plugins") {
         Some(Node { value: Value::Sequence(items), .. }) => items.push(entry),
         Some(node) if node.value == Value::Null => node.value = Value::Sequence(vec![entry]),

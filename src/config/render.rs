@@ -28,6 +28,8 @@ pub(super) struct Outline<'a> {
 
 pub(super) fn document(outline: &Outline<'_>) -> String {
     let Outline { node, gates, features, plugins, profiles, layers, .. } = outline;
+    // Written out, a detector asks for metrics; the one that nobody named does not, so it stays unwritten.
+    let implied = layers.saturation.filter(|index| plugins.entry(*index).origin.is_some());
     let mut out = String::new();
     // Writing to a String cannot fail; `let _` says so once per line.
     let _ = writeln!(out, "# The configuration in full, with every default written out.");
@@ -44,8 +46,10 @@ pub(super) fn document(outline: &Outline<'_>) -> String {
     let _ = writeln!(out, "- \"haPopulateNonLeaderDatastore={}\"", gates.populate_standby);
 
     let _ = writeln!(out, "plugins:");
-    for entry in plugins.entries() {
-        plugin(&mut out, entry);
+    for (index, entry) in plugins.entries().iter().enumerate() {
+        if Some(index) != implied {
+            plugin(&mut out, entry);
+        }
     }
 
     let _ = writeln!(out, "schedulingProfiles:");
@@ -83,10 +87,17 @@ pub(super) fn document(outline: &Outline<'_>) -> String {
     }
     others(&mut out, node.get("dataLayer"), &["injectDefaults", "sources"]);
 
-    if let Some(saturation) = &layers.saturation {
-        let _ = writeln!(out, "flowControl:\n  saturationDetector:\n    pluginRef: {}", name(saturation));
-        others(&mut out, node.get("flowControl"), &["saturationDetector"]);
+    let flow = node.get("flowControl");
+    if let Some(index) = &implied {
+        let _ =
+            writeln!(out, "# default: the saturation detector is {}, on the metrics that others ask for", name(index));
+        if flow.is_some_and(|n| matches!(&n.value, Value::Mapping(fields) if !fields.is_empty())) {
+            let _ = writeln!(out, "flowControl:");
+        }
+    } else if let Some(index) = &layers.saturation {
+        let _ = writeln!(out, "flowControl:\n  saturationDetector:\n    pluginRef: {}", name(index));
     }
+    others(&mut out, flow, &["saturationDetector"]);
     out
 }
 

@@ -17,7 +17,7 @@ mod tests;
 use super::document::Document;
 use super::features;
 use super::render::{self, Outline};
-use super::{Config, ConfigError, Gates, NamedProducer, Settings, Tables, legacy, yaml};
+use super::{Config, ConfigError, Gates, NamedProducer, Settings, Tables, conformance, legacy, yaml};
 use crate::discovery::kubernetes::{GROUP_V1, GROUP_V1ALPHA2, selector};
 use crate::domain::PoolIdentity;
 use crate::domain::node::{Node, Position, Problem, Problems, Value, nearest};
@@ -112,6 +112,7 @@ fn attempt(
 ) -> Option<Config> {
     let mut node = read(bytes, problems)?;
     legacy::translate(&mut node, problems);
+    conformance::apply(&mut node, &settings, problems);
     let document = Document::decode(&node, problems);
     if too_long(&document, problems) {
         return None;
@@ -127,6 +128,7 @@ fn attempt(
     let layers = layers::resolve(&document, gates, &mut plugins, problems);
     plugins.build_missing(problems);
     layers::custom_metrics(&layers, &plugins, problems);
+    layers::stale_between_reads(&layers, &plugins, &settings, problems);
     plugins.warn_unused(problems);
     let pool = pool(&settings, layers.discovery.is_some(), purpose, problems);
     if !problems.errors.is_empty() {
@@ -143,6 +145,7 @@ fn attempt(
         })
         .collect();
     let saturation = plugins.declared(layers.saturation?);
+    let detector = plugins.entry(layers.saturation?).built.saturation.clone();
     let discovery = layers.discovery.map(|i| plugins.declared(i));
     let features = features::of(plugins.registry(), &parsers, &sources, &settings);
     let rendered = render::document(&Outline {
@@ -175,6 +178,7 @@ fn attempt(
         sources,
         discovery,
         saturation,
+        detector,
         features,
         flow_control: document.flow_control.map(|f| f.value).unwrap_or_default(),
         warnings: Vec::new(),
@@ -232,7 +236,7 @@ fn gates(document: &Document, tables: &Tables, problems: &mut Problems) -> Gates
                         gate.at,
                         &gate.path,
                         "the feature gate `flowControl` is known to llm-d-router but not supported by this version",
-                        "remove it; without it requests are admitted at once",
+                        "remove it; without it nothing is queued, and requests of negative priority are refused when the pool is full",
                     );
                 }
                 gates.flow_control = on;

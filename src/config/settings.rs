@@ -174,6 +174,17 @@ pub struct TraceExport {
     pub delay: Duration,
 }
 
+/// What the conformance suite needs and production must not have; see
+/// [`conformance`](super::conformance).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Conformance {
+    /// `--conformance-test-mode`, `POINTSMAN_CONFORMANCE_TEST_MODE`: the test plugins are added to the configuration.
+    pub test_mode: bool,
+    /// `--conformance-echo-destination`, `POINTSMAN_CONFORMANCE_ECHO_DESTINATION`: the suite's echo servers are asked
+    /// to return the picked endpoint.
+    pub echo_destination: bool,
+}
+
 /// All that the flags say.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
@@ -209,6 +220,8 @@ pub struct Settings {
     pub strip_control_headers: bool,
     /// `--debug-response-header`.
     pub debug_response_header: bool,
+    /// The test mode.
+    pub conformance: Conformance,
     /// `--token-metrics`: read the token counts of answers even if no plugin needs them.
     pub token_metrics: bool,
 }
@@ -265,6 +278,7 @@ impl Default for Settings {
             trace_export: None,
             strip_control_headers: true,
             debug_response_header: false,
+            conformance: Conformance::default(),
             token_metrics: true,
         }
     }

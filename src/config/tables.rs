@@ -11,11 +11,11 @@ use crate::collector;
 use crate::dialect;
 use crate::discovery::file;
 use crate::domain::node::{Node, Problems};
+use crate::params;
 use crate::scheduling::params::Params;
 use crate::scheduling::plugin::{About, Row, Stability};
-use crate::scheduling::{filters, handlers, pickers, scorers};
+use crate::scheduling::{detectors, filters, handlers, pickers, responses, scorers};
 use crate::signals;
-use crate::{choice, params};
 
 /// A type whose objects are built by another room.
 #[derive(Clone, Copy)]
@@ -45,7 +45,7 @@ fn check<P: Params>(node: Option<&Node>, path: &str, problems: &mut Problems) {
 /// The types that are available.
 #[derive(Clone, Default)]
 pub struct Tables {
-    /// Filters, scorers, pickers and handlers.
+    /// Filters, scorers, pickers, handlers, saturation detectors and response plugins.
     pub scheduling: Vec<Row>,
     /// Producers (and what else `signals` has); built before the others, see `resolve`.
     pub signals: Vec<Row>,
@@ -57,7 +57,7 @@ pub struct Tables {
     pub extractors: Vec<Kind>,
     /// Discovery instead of Kubernetes.
     pub discovery: Vec<Kind>,
-    /// Saturation detectors.
+    /// Saturation detectors; their rows are in `scheduling`.
     pub saturation: Vec<Kind>,
     /// Whether the flow-control queue exists in this build; without it the gate is an error.
     pub flow_control: bool,
@@ -67,7 +67,15 @@ impl Tables {
     /// The types of this build.
     pub fn standard() -> Self {
         Self {
-            scheduling: [filters::TABLE, scorers::TABLE, pickers::TABLE, handlers::TABLE].concat(),
+            scheduling: [
+                filters::TABLE,
+                scorers::TABLE,
+                pickers::TABLE,
+                handlers::TABLE,
+                detectors::TABLE,
+                responses::TABLE,
+            ]
+            .concat(),
             signals: signals::TABLE.to_vec(),
             parsers: parsers(),
             sources: collector_rows(true),
@@ -133,61 +141,12 @@ fn discovery() -> Vec<Kind> {
     vec![Kind { about: file::ABOUT, check: file::check }]
 }
 
-params! {
-    /// Parameters of `utilization-detector`.
-    pub struct UtilizationDetector {
-        /// Waiting requests at which an endpoint is full.
-        queue_depth_threshold: u32 = 5, "queueDepthThreshold", 1..;
-        /// KV cache usage at which an endpoint is full.
-        kv_cache_util_threshold: f64 = 0.8, "kvCacheUtilThreshold", 0.0..=1.0;
-        /// Age at which metrics count as full.
-        metrics_staleness_threshold: std::time::Duration = std::time::Duration::from_millis(200), "metricsStalenessThreshold";
-        /// Share above the threshold that filters still let pass.
-        headroom: f64 = 0.0, "headroom", 0.0..;
-    }
-}
-
-choice! {
-    /// What `concurrency-detector` counts.
-    pub enum ConcurrencyMode {
-        /// Requests.
-        Requests = "requests",
-        /// Tokens.
-        Tokens = "tokens",
-        /// The larger share of both.
-        Hybrid = "hybrid",
-    }
-}
-
-params! {
-    /// Parameters of `concurrency-detector`.
-    pub struct ConcurrencyDetector {
-        /// Requests in flight at which an endpoint is full.
-        max_concurrency: u64 = 100, "maxConcurrency", 1..;
-        /// Tokens in flight at which an endpoint is full.
-        max_token_concurrency: u64 = 1_000_000, "maxTokenConcurrency", 1..;
-        /// What is counted.
-        concurrency_mode: ConcurrencyMode = ConcurrencyMode::Requests, "concurrencyMode";
-        /// Share above the threshold that filters still let pass.
-        headroom: f64 = 0.0, "headroom", 0.0..;
-        /// Producer of the counts.
-        in_flight_load_producer_name: Option<String> = None, "inFlightLoadProducerName";
-    }
-}
-
-/// Saturation detectors, until `admission` brings its own table.
+/// Saturation detectors: rows of `scheduling`, listed here as what `flowControl.saturationDetector` may name.
 fn saturation() -> Vec<Kind> {
+    use detectors::{concurrency, utilization};
     vec![
-        Kind::new::<UtilizationDetector>(
-            "utilization-detector",
-            "Saturation from queue depth and KV cache usage.",
-            "- type: utilization-detector",
-        ),
-        Kind::new::<ConcurrencyDetector>(
-            "concurrency-detector",
-            "Saturation from requests or tokens in flight.",
-            "- type: concurrency-detector",
-        ),
+        Kind::of::<utilization::Params>(utilization::ROW.about),
+        Kind::of::<concurrency::Params>(concurrency::ROW.about),
     ]
 }
 

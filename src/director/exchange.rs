@@ -13,10 +13,11 @@ use smallvec::SmallVec;
 
 use crate::dialect::{self, AnswerFormat, ModelRestorer, Parsed, UsageReader};
 use crate::domain::{
-    Decision, Endpoint, Headers, InferenceRequest, Outcome, Rejection, Signals, Slot, Timestamp, Usage,
+    Decision, Endpoint, Headers, InferenceRequest, Outcome, Rejection, Served, Signals, Slot, Timestamp, Usage,
 };
 use crate::extproc::{CompleteRequest, Exchange, Route};
 use crate::scheduling::plugin::{End, ResponseStart, Watch};
+use crate::scheduling::responses::served_verifier;
 use crate::telemetry::access::AccessLine;
 use crate::telemetry::metrics::{RequestMetrics, Running, StreamGuard};
 use crate::telemetry::trace::RequestTrace;
@@ -106,6 +107,9 @@ impl DirectedExchange {
         request.received_at = self.opened_at;
         request.objective = control(&OBJECTIVE).map(Into::into);
         request.fairness_id = control(&FAIRNESS).unwrap_or("default-flow").into();
+        // Once per request: a change of the policies never takes effect half-way through one.
+        let policies = parts.pool.policies();
+        request.priority = request.objective.as_deref().and_then(|name| policies.priority(name)).unwrap_or(0);
         if request.path.is_empty() {
             request.path = dialect::request_path(&headers).into();
         }
@@ -136,9 +140,27 @@ impl DirectedExchange {
         request.stream = parsed.stream;
         request.max_output_tokens = parsed.max_output_tokens;
         self.answer_format = parsed.answer;
+        request.target_model = request.model.clone();
         // A model name can only be put where the body has one (protocol 2.7).
-        let replaces = rewrite.filter(|target| !parsed.model_spans.is_empty() && *target != request.model);
-        request.target_model = replaces.clone().unwrap_or_else(|| request.model.clone());
+        if !parsed.model_spans.is_empty() {
+            // Without a name in the body (a null) there is none to look for, and none to put back.
+            let rule = if request.model.is_empty() { None } else { policies.rule(&request.model) };
+            let ruled = rule.and_then(|rule| Some((rule.rewrite(), rule.choose(|below| director.draw(below))?)));
+            match (ruled, rewrite) {
+                (Some((_, "")), _) => return Err(Rejection::BadRequest("model not found in request body".into())),
+                (Some((name, target)), _) => {
+                    director.pin_models(&policies);
+                    parts.metrics.model_rewrite(name, &request.model, target);
+                    request.target_model = target.into();
+                }
+                (None, Some(target)) if target != request.model => {
+                    parts.metrics.model_rewrite("header", &request.model, &target);
+                    request.target_model = target;
+                }
+                (None, _) => {}
+            }
+        }
+        drop(policies);
 
         let Committed { decision, signals, watches } =
             director.route(&self.request, subset.as_ref(), self.trace.as_deref_mut())?;
@@ -151,11 +173,15 @@ impl DirectedExchange {
         for (name, value) in &decision.headers {
             set_headers.push((Cow::Borrowed(*name), Bytes::copy_from_slice(value.as_bytes())));
         }
-        let body = replaces.map(|target| {
-            parts.metrics.model_rewrite("header", &self.request.model, &target);
-            self.restore = Some(ModelRestorer::new(&target, &self.request.model));
-            dialect::rewrite_model(&self.request.body, &parsed.model_spans, &target).pieces
+        let InferenceRequest { model, target_model, .. } = &self.request;
+        let body = (target_model != model).then(|| {
+            self.restore = Some(ModelRestorer::new(target_model, model));
+            dialect::rewrite_model(&self.request.body, &parsed.model_spans, target_model).pieces
         });
+        if parts.settings.test.echo_destination {
+            let wanted = format!("{}:{}", served_verifier::HEADER, destination.destination());
+            set_headers.push((Cow::Borrowed(served_verifier::ECHO_HEADER), wanted.into()));
+        }
         let scores = if parts.settings.emit_scores { scores_of(&decision) } else { Vec::new() };
         let route = Route { destination: destinations_of(&decision), set_headers, body, scores };
         self.destination = Some(destination);
@@ -349,12 +375,12 @@ impl Exchange for DirectedExchange {
         &mut self,
         status: u16,
         headers: Headers,
-        served: Option<&str>,
+        served: &Served,
         _end: bool,
     ) -> Vec<(Cow<'static, str>, Bytes)> {
         let now = self.director.parts.clock.now();
         self.answer.status = status;
-        self.served = served.map(Into::into);
+        self.served = served.endpoint().map(Into::into);
         let content_type = headers.get("content-type");
         let encoding = headers.get("content-encoding");
         self.answer.streamed = self.request.stream || content_type.is_some_and(dialect::is_event_stream);

@@ -289,3 +289,5 @@ fn boxed<T: Object>(
 
 #[cfg(test)]
 pub(crate) mod fake_api;
+#[cfg(test)]
+mod tests;

@@ -146,6 +146,15 @@ impl Rejection {
         }
     }
 
+    /// The refusal of a request of negative priority by a full pool, with the wording of the Go picker. The reason
+    /// is ours: there it has none.
+    pub fn shed() -> Self {
+        Rejection::ResourceExhausted {
+            message: "system saturated, sheddable request dropped".into(),
+            reason: RejectionReason::Saturated,
+        }
+    }
+
     /// Name of the class in `inference error: <Code> - <message>` and in `error_code` labels.
     pub const fn code(&self) -> &'static str {
         match self {

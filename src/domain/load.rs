@@ -247,6 +247,12 @@ impl LoadTable {
         }
     }
 
+    /// What `metric` (such as [`LoadTable::waiting`]) reads, if the sample is not older than `oldest`.
+    #[inline]
+    pub fn since(&self, oldest: Timestamp, metric: fn(&Self, Slot) -> Option<f32>, slot: Slot) -> Option<f32> {
+        metric(self, slot).filter(|_| self.taken_at(slot) >= Some(oldest))
+    }
+
     /// When a sample must have been taken at least to be fresh at `now`. For loops over many
     /// endpoints: compare [`taken_at`](Self::taken_at) with it instead of asking for each age.
     pub fn oldest_fresh(&self, now: Timestamp) -> Timestamp {

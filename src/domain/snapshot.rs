@@ -9,7 +9,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 use smallvec::SmallVec;
 
-use super::{Endpoint, EndpointSet, LoadTable, Slot};
+use super::{Endpoint, EndpointSet, LoadTable, Slot, SubsetEntry};
 
 /// Name of the pool as metrics and logs show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,6 +95,22 @@ impl Topology {
     /// All endpoints (ports) of one IP, ascending.
     pub fn by_ip(&self, ip: &IpAddr) -> &[Slot] {
         self.by_ip.get(ip).map_or(&[], |slots| slots)
+    }
+
+    /// Adds the endpoints that `entry` names to `set`.
+    pub fn add_named(&self, entry: &SubsetEntry, set: &mut EndpointSet) {
+        match entry {
+            SubsetEntry::Address(address) => {
+                if let Some(slot) = self.by_address(address) {
+                    set.insert(slot);
+                }
+            }
+            SubsetEntry::Ip(ip) => {
+                for slot in self.by_ip(ip) {
+                    set.insert(*slot);
+                }
+            }
+        }
     }
 }
 

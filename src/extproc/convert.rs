@@ -9,7 +9,7 @@ use prost::Message as _;
 
 use super::machine::{BodyMode, Message, Modes, Part};
 use super::subset::SubsetHint;
-use crate::domain::Headers;
+use crate::domain::{Headers, Served};
 use crate::pb::envoy::config::core::v3 as core;
 use crate::pb::envoy::service::ext_proc::v3 as wire;
 use crate::pb::pointsman::wire::v1::value::Kind;
@@ -62,21 +62,26 @@ fn headers(map: Option<core::HeaderMap>) -> Headers {
     headers
 }
 
-/// The value of `key` in `namespace`; of entries that repeat the last one counts, as in any protobuf map.
-fn metadata(context: Bytes, namespace: &[u8], key: &[u8]) -> Result<Option<Value>, prost::DecodeError> {
+/// The fields of `namespace`, if it is there. Of entries that repeat the last one counts, as in any protobuf map.
+fn metadata(context: Bytes, namespace: &[u8]) -> Result<Option<Struct>, prost::DecodeError> {
     if context.is_empty() {
         return Ok(None);
     }
     let metadata = core::Metadata::decode(context)?;
-    let space = metadata.filter_metadata.into_iter().rfind(|entry| entry.key == namespace).and_then(|e| e.value);
-    Ok(space.and_then(|Struct { fields }| {
-        fields.into_iter().rfind(|field| field.key == key).map(|field| field.value.unwrap_or_default())
-    }))
+    let entry = metadata.filter_metadata.into_iter().rfind(|entry| entry.key == namespace);
+    Ok(entry.map(|entry| entry.value.unwrap_or_default()))
+}
+
+/// The value of `key`.
+fn field(Struct { fields }: Struct, key: &[u8]) -> Option<Value> {
+    fields.into_iter().rfind(|field| field.key == key).map(|field| field.value.unwrap_or_default())
 }
 
 /// A list of texts or one text. A value of another kind names no endpoint, which is an empty hint.
 fn subset(context: Bytes) -> Result<Option<SubsetHint>, prost::DecodeError> {
-    let Some(value) = metadata(context, SUBSET_NAMESPACE, SUBSET_KEY)? else { return Ok(None) };
+    let Some(value) = metadata(context, SUBSET_NAMESPACE)?.and_then(|space| field(space, SUBSET_KEY)) else {
+        return Ok(None);
+    };
     let mut hint = SubsetHint::default();
     let mut add = |value: &Value| {
         if let Some(Kind::StringValue(text)) = &value.kind
@@ -92,11 +97,13 @@ fn subset(context: Bytes) -> Result<Option<SubsetHint>, prost::DecodeError> {
     Ok(Some(hint))
 }
 
-fn served(context: Bytes) -> Result<Option<Box<str>>, prost::DecodeError> {
-    Ok(match metadata(context, NAMESPACE.as_bytes(), SERVED_KEY)?.and_then(|value| value.kind) {
-        Some(Kind::StringValue(text)) => std::str::from_utf8(&text).ok().filter(|t| !t.is_empty()).map(Into::into),
+fn served(context: Bytes) -> Result<Served, prost::DecodeError> {
+    let Some(space) = metadata(context, NAMESPACE.as_bytes())? else { return Ok(Served::Unreported) };
+    let named = match field(space, SERVED_KEY).and_then(|value| value.kind) {
+        Some(Kind::StringValue(text)) => std::str::from_utf8(&text).ok().filter(|t| !t.is_empty()).map(Box::from),
         _ => None,
-    })
+    };
+    Ok(named.map_or(Served::Unnamed, Served::By))
 }
 
 #[cfg(test)]

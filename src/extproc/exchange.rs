@@ -10,7 +10,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::subset::SubsetHint;
-use crate::domain::{Headers, Outcome, Rejection};
+use crate::domain::{Headers, Outcome, Rejection, Served};
 
 /// A header to set: name in lower case, value as bytes.
 pub type SetHeader = (Cow<'static, str>, Bytes);
@@ -62,10 +62,10 @@ pub trait Exchange: Send + 'static {
     /// Chooses where the request goes. Pure CPU; large bodies are decided off the I/O threads.
     fn decide(&mut self, request: CompleteRequest) -> Result<Route, Rejection>;
 
-    /// The response's headers: `status` is 0 when the data plane sent none, `served` the endpoint it
-    /// reports, `end` whether no body follows. Returns headers to add to the response. Also called
+    /// The response's headers: `status` is 0 when the data plane sent none, `served` what it reports
+    /// of the endpoint, `end` whether no body follows. Returns headers to add to the response. Also called
     /// for answers that the data plane made itself.
-    fn response_headers(&mut self, status: u16, headers: Headers, served: Option<&str>, end: bool) -> Vec<SetHeader>;
+    fn response_headers(&mut self, status: u16, headers: Headers, served: &Served, end: bool) -> Vec<SetHeader>;
 
     /// A piece of the response body; `end` on the last, which may be empty. `Some` passes these pieces on in
     /// place of the chunk (possibly none, when something must be held back); `None` passes the chunk. Where

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use smallvec::SmallVec;
 
 use super::exchange::{CompleteRequest, Exchange, Route, SetHeader};
-use crate::domain::{Headers, Outcome, Rejection};
+use crate::domain::{Headers, Outcome, Rejection, Served};
 
 /// An exchange that has not ended. Dropping it ends it as a disconnect: the only way that nobody ends it in
 /// words is that its stream went away, perhaps while a decision ran on another thread.
@@ -35,13 +35,7 @@ impl<X: Exchange> Live<X> {
 
     /// Shows the response headers. A panic costs the observation, not the response: the exchange ends as
     /// an internal error and the response passes unobserved.
-    pub fn response_headers(
-        &mut self,
-        status: u16,
-        headers: Headers,
-        served: Option<&str>,
-        end: bool,
-    ) -> Vec<SetHeader> {
+    pub fn response_headers(&mut self, status: u16, headers: Headers, served: &Served, end: bool) -> Vec<SetHeader> {
         let added =
             self.guarded("response_headers", |exchange| exchange.response_headers(status, headers, served, end));
         added.unwrap_or_else(|| {

@@ -23,7 +23,7 @@ use smallvec::SmallVec;
 use super::body::{self, Collected};
 use super::exchange::{CompleteRequest, Route};
 use super::subset::SubsetHint;
-use crate::domain::{Headers, Outcome, Rejection, RejectionReason};
+use crate::domain::{Headers, Outcome, Rejection, RejectionReason, Served};
 
 pub mod events;
 pub use events::{Action, Answer, BodyMode, Close, Event, Message, Modes, Part, ReadFailure, Reply, Rules};
@@ -304,7 +304,7 @@ impl Machine {
         }
     }
 
-    fn response_headers(&mut self, headers: Headers, served: Option<Box<str>>, end: bool, out: &mut Actions) {
+    fn response_headers(&mut self, headers: Headers, served: Served, end: bool, out: &mut Actions) {
         if self.response != Response::Waiting || matches!(self.request, Request::Deciding { .. }) {
             return self.violation("response headers came at the wrong time", out);
         }
@@ -314,7 +314,7 @@ impl Machine {
             self.request = Request::Abandoned { taken: !matches!(self.request, Request::Waiting) };
         }
         let status = headers.get(":status").and_then(|status| status.trim().parse().ok()).unwrap_or(0);
-        let outcome = judge(routed, status, &headers, served.as_deref());
+        let outcome = judge(routed, status, &headers, served.endpoint());
         out.push(Action::AnswerResponseHeaders { status, headers, served, end });
         self.response = Response::Streaming(outcome);
         if end {

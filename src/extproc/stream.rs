@@ -158,7 +158,7 @@ impl<E: Exchanges, B> ExchangeStream<E, B> {
                         let mut added = self
                             .live
                             .as_mut()
-                            .map(|live| live.response_headers(status, headers, served.as_deref(), end))
+                            .map(|live| live.response_headers(status, headers, &served, end))
                             .unwrap_or_default();
                         if self.shared.settings.mark_responses {
                             added.push((respond::DEBUG_MARKER.into(), Bytes::from_static(b"true")));

@@ -5,22 +5,15 @@
 //! parsed, never as text. Entries that do not parse are ignored; a hint that is present but names
 //! nothing is kept as an empty hint, which allows nothing.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+
+pub use crate::domain::SubsetEntry;
 
 /// The endpoints that a data plane allows. Empty allows none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubsetHint {
     /// Allowed endpoints in the order given.
     pub entries: Vec<SubsetEntry>,
-}
-
-/// One member of a hint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SubsetEntry {
-    /// Exactly one endpoint.
-    Address(SocketAddr),
-    /// Every port of a pod.
-    Ip(IpAddr),
 }
 
 impl SubsetHint {
@@ -36,18 +29,6 @@ impl SubsetHint {
             SubsetEntry::Address(allowed) => allowed.port() == address.port() && allowed.ip() == ip,
             SubsetEntry::Ip(allowed) => *allowed == ip,
         })
-    }
-}
-
-impl SubsetEntry {
-    /// Reads `ip:port` or an IP; IPv4 mapped into IPv6 counts as IPv4. `None` for anything else.
-    pub fn parse(text: &str) -> Option<Self> {
-        let text = text.trim();
-        if let Ok(address) = text.parse::<SocketAddr>() {
-            return Some(Self::Address(SocketAddr::new(address.ip().to_canonical(), address.port())));
-        }
-        let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-        bare.parse::<IpAddr>().ok().map(|ip| Self::Ip(ip.to_canonical()))
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod by_label;
 pub mod cel;
+pub mod header_testing;
 pub mod label_selector;
 pub mod roles;
 pub mod session_affinity;
@@ -25,6 +26,7 @@ pub const TABLE: &[Row] = &[
     utilization::ROW,
     session_affinity::ROW,
     cel::ROW,
+    header_testing::ROW,
 ];
 
 /// A filter by a rule that reads nothing but the endpoint.

@@ -6,7 +6,8 @@
 //!
 //! Extension points, in the order of a request: [`Producer`] (before scheduling), [`Filter`],
 //! [`Scorer`], [`Picker`], [`Handler`], then [`Commit`] (after the choice), whose [`Watch`] sees the
-//! response headers, the first token and the end. One plugin may implement several.
+//! response headers, the first token and the end. A [`SaturationDetector`] is asked before all of them, and
+//! only for requests that may be shed. One plugin may implement several.
 //!
 //! Rejected: one trait with defaulted methods for all points (it grows for ever and hides what a
 //! plugin does), and link-time registration (order and duplicates would only show at run time).
@@ -18,7 +19,8 @@ use std::sync::Arc;
 use super::params::{ParamSpec, Params};
 use crate::domain::node::{Node, Position, Problems, nearest};
 use crate::domain::{
-    Decision, Endpoint, Headers, InferenceRequest, Outcome, ProfileResult, Signals, Slot, Snapshot, Timestamp, Usage,
+    Decision, Endpoint, Headers, InferenceRequest, Outcome, ProfileResult, Served, Signals, Slot, Snapshot, Timestamp,
+    Usage,
 };
 
 /// What filters and scorers read. Nothing in it changes during a decision.
@@ -139,8 +141,8 @@ pub struct ResponseStart<'a> {
     pub status: u16,
     /// Response headers.
     pub headers: &'a Headers,
-    /// The endpoint that answered, if the data plane reported it (`ip:port`).
-    pub served: Option<&'a str>,
+    /// What the data plane reports of the endpoint that answered.
+    pub served: &'a Served,
     /// When the headers arrived.
     pub now: Timestamp,
 }
@@ -165,6 +167,13 @@ pub trait Watch: Send {
     fn first_token(&mut self, _now: Timestamp) {}
     /// The request ended.
     fn finished(&mut self, _end: &End) {}
+}
+
+/// Says how full endpoints are, for those who may only use what is left over.
+pub trait SaturationDetector: Send + Sync {
+    /// Work of `endpoints` (live slots of `snapshot`) over what they should have at most: 1 is full, more is
+    /// possible. `None` if nothing is known of any of them, which must not read as full.
+    fn saturation(&self, snapshot: &Snapshot, endpoints: &[Slot], now: Timestamp) -> Option<f64>;
 }
 
 /// How far a plugin is promised to stay.
@@ -217,6 +226,8 @@ pub struct Built {
     pub producer: Option<Arc<dyn Producer>>,
     /// As committer.
     pub commit: Option<Arc<dyn Commit>>,
+    /// As saturation detector.
+    pub saturation: Option<Arc<dyn SaturationDetector>>,
     /// A typed handle for plugins that must reach this instance (looked up by plugin name).
     pub handle: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -303,8 +314,19 @@ pub struct Registry {
     pub instances: Vec<(Arc<str>, Built)>,
     /// Needs and the plugins that have them.
     pub needs: BTreeMap<Need, Vec<String>>,
+    /// What test plugins change outside of themselves.
+    pub test_switches: TestSwitches,
     producers: Vec<(SignalKind, Arc<str>)>,
     missing: Vec<SignalKind>,
+}
+
+/// What the plugins for conformance tests change outside of themselves; all off without them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TestSwitches {
+    /// Request header whose presence makes the subset hint of the data plane void.
+    pub beats_subset: Option<&'static str>,
+    /// Whether the echo servers of the conformance suite are asked to return the destination.
+    pub echo_destination: bool,
 }
 
 impl Registry {
@@ -322,6 +344,14 @@ impl Registry {
         missing.sort();
         missing.dedup();
         missing
+    }
+
+    /// Takes back what the plugin called `name` asked for.
+    pub fn withdraw_needs(&mut self, name: &str) {
+        self.needs.retain(|_, names| {
+            names.retain(|n| n != name);
+            !names.is_empty()
+        });
     }
 
     /// Whether some plugin has `need`.

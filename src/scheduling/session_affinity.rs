@@ -229,7 +229,7 @@ impl Watch for Token {
             // Another instance did it: a client that is given two tokens knows not which to send back.
             return;
         }
-        let served = start.served.and_then(|served| self.picked.iter().find(|e| e.destination() == served));
+        let served = start.served.endpoint().and_then(|served| self.picked.iter().find(|e| e.destination() == served));
         if let Some(endpoint) = served.or(self.picked.first()) {
             add.push((TOKEN_HEADER, STANDARD.encode(full_name(endpoint))));
         }

@@ -321,6 +321,21 @@ impl Metrics {
         });
     }
 
+    /// Shows how full the stages of the pool are; a stage of which nothing is known is absent.
+    pub fn watch_saturation(
+        &self,
+        pool: String,
+        levels: impl Fn() -> [(&'static str, Option<f64>); 3] + Send + Sync + 'static,
+    ) {
+        self.register(move |page| {
+            for (stage, level) in levels() {
+                if let Some(level) = level {
+                    page.value(&c::POOL_SATURATION, &[pool.as_str(), stage], level);
+                }
+            }
+        });
+    }
+
     /// Shows how many spans were recorded, exported, and lost because the collector did not take them.
     pub fn watch_spans(&self, counts: impl Fn() -> [u64; 3] + Send + Sync + 'static) {
         self.register(move |page| {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::{Api, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::Kubeconfig;
 use kube::discovery::Scope;
 use kube::{Client, ResourceExt as _};
 use serde_json::{Value, json};
@@ -220,13 +220,6 @@ impl ApiServer {
         let path = self.store.folder.path().join(format!("kubeconfig-{:016x}", fastrand::u64(..)));
         std::fs::write(&path, serde_json::to_string(&self.kubeconfig(token)).unwrap()).unwrap();
         path.display().to_string()
-    }
-
-    /// A client of whoever has `token`, for this test's runtime.
-    pub async fn client(&self, token: &str) -> Client {
-        let options = KubeConfigOptions::default();
-        let config = kube::Config::from_custom_kubeconfig(self.kubeconfig(token), &options).await.unwrap();
-        Client::try_from(config).unwrap()
     }
 
     /// A client that may do everything.

@@ -116,7 +116,7 @@ async fn losing_the_api_server_changes_nothing_until_it_is_back() {
     world.delete("a").await;
     world.status("b", "10.0.0.2", false).await;
     world.ready("d", "10.0.0.4").await;
-    until("the picker notices", async || picker.page().sum("pointsman_watch_errors_total", &[]) > 0.0).await;
+    until("the picker notices", async || picker.page().sum("llm_d_epp_discovery_failures_total", &[]) > 0.0).await;
     picker.has(&before).await;
     assert!(picker.readiness.is_ready(), "what was known last is still routed to");
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Client;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams};
-use pointsman::app::{self, Addresses, Environment};
+use pointsman::app::{self, Environment};
 use pointsman::config::{self, Purpose, Settings, Source, Tables};
 use pointsman::discovery::kubernetes::Cluster;
 use pointsman::domain::Topology;
@@ -124,7 +124,6 @@ impl<'a> World<'a> {
 
 /// A picker in this process.
 pub struct Inside {
-    pub addresses: Addresses,
     pub pool: Arc<Pool>,
     pub readiness: Readiness,
     pub metrics: Arc<Metrics>,
@@ -159,14 +158,14 @@ impl Inside {
             cluster: Some(Cluster::of(client)),
         };
         let app = app::build(config, environment, Arc::new(SystemClock::new())).await.unwrap();
-        let (addresses, pool, metrics) = (app.addresses, Arc::clone(&app.pool), Arc::clone(&app.metrics));
+        let (pool, metrics) = (Arc::clone(&app.pool), Arc::clone(&app.metrics));
         let readiness = app.readiness.clone();
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(app.run(async move {
             // A dropped sender is a stop, too.
             let _ = stopped.await;
         }));
-        Self { addresses, pool, readiness, metrics, stop, task }
+        Self { pool, readiness, metrics, stop, task }
     }
 
     /// Name and address of every endpoint, in the order of names.

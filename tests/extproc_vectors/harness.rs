@@ -11,7 +11,7 @@ use futures_core::Stream;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use parking_lot::Mutex;
-use pointsman::domain::{Headers, Outcome, Rejection};
+use pointsman::domain::{Headers, Outcome, Rejection, Served};
 use pointsman::extproc::machine::{
     Action, Answer, Event, Machine, Message, Modes, Part, Reply, Rules, response_replies,
 };
@@ -87,11 +87,11 @@ impl Exchange for FakeExchange {
         decide(&fake.pods, &request)
     }
 
-    fn response_headers(&mut self, status: u16, headers: Headers, served: Option<&str>, _end: bool) -> Vec<SetHeader> {
+    fn response_headers(&mut self, status: u16, headers: Headers, served: &Served, _end: bool) -> Vec<SetHeader> {
         let mut record = self.1.lock();
         assert!(record.status.is_none(), "response headers twice");
         record.status = Some(status);
-        record.served = served.map(str::to_owned);
+        record.served = served.endpoint().map(str::to_owned);
         assert!(headers.get("x-test") != Some("panic"), "an observer that panics");
         headers.get("x-token").map(|token| ("x-session-token".into(), token.to_owned().into())).into_iter().collect()
     }
@@ -359,9 +359,11 @@ pub fn to_event(input: &In, context: &Context, first: bool) -> Event {
         In::H(entries, end) => Part::RequestHeaders { headers: headers(entries), end: *end },
         In::B(chunk, end) => Part::RequestBody { chunk: chunk.clone(), end: *end },
         In::T => Part::RequestTrailers,
-        In::Rh(entries, end) => {
-            Part::ResponseHeaders { headers: headers(entries), served: context.served.map(Into::into), end: *end }
-        }
+        In::Rh(entries, end) => Part::ResponseHeaders {
+            headers: headers(entries),
+            served: context.served.map_or(Served::Unreported, |s| Served::By(s.into())),
+            end: *end,
+        },
         In::Rb(chunk, end) => Part::ResponseBody { chunk: chunk.clone(), end: *end },
         In::Rt => Part::ResponseTrailers,
         In::HalfClose => return Event::HalfClosed,

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::settings::{CipherSuite, TlsVersion};
+use crate::config::{Purpose, Tables};
 
 fn run(args: &[&str]) -> Result<Invocation, Vec<Problem>> {
     parse(args.iter().map(|a| (*a).to_owned()), &BTreeMap::new())
@@ -275,6 +276,53 @@ fn subcommands_have_their_own_arguments() {
         other => panic!("{other:?}"),
     }
     assert!(matches!(run(&["--version"]), Ok(Invocation::Print(_))));
+}
+
+/// The arguments of the conformance suite, and the test mode that its image carries.
+#[test]
+fn what_the_conformance_manifests_pass_starts() {
+    let args = [
+        "--pool-name",
+        "primary-inference-pool",
+        "--pool-namespace",
+        "inference-conformance-app-backend",
+        "--zap-encoder",
+        "json",
+        "--grpc-port",
+        "9002",
+        "--grpc-health-port",
+        "9003",
+    ];
+    let start = good(&args);
+    assert!(start.warnings.is_empty(), "{:?}", start.warnings);
+    assert_eq!(start.settings.pool.name.as_deref(), Some("primary-inference-pool"));
+    assert_eq!(start.settings.conformance, Conformance::default(), "off unless it is asked for");
+    let kubernetes = Tables::standard();
+    let resolve = |start: &Start| {
+        let config = crate::config::load(&start.source, start.settings.clone(), &kubernetes, Purpose::Serve);
+        config.unwrap_or_else(|e| panic!("{e}"))
+    };
+    assert!(resolve(&start).warnings.is_empty());
+
+    let with = |variables: &[(&str, &str)]| {
+        let env = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        parse(args.iter().map(|a| (*a).to_owned()), &env)
+    };
+    let mode = |variables: &[(&str, &str)]| match with(variables) {
+        Ok(Invocation::Serve(start)) => start.settings.conformance,
+        other => panic!("{variables:?}: {other:?}"),
+    };
+    const MODE: &str = "POINTSMAN_CONFORMANCE_TEST_MODE";
+    const ECHO: &str = "POINTSMAN_CONFORMANCE_ECHO_DESTINATION";
+    let on = |test_mode, echo_destination| Conformance { test_mode, echo_destination };
+    assert_eq!(mode(&[(MODE, "true")]), on(true, false));
+    assert_eq!(mode(&[(MODE, "1"), (ECHO, "true")]), on(true, true));
+    assert_eq!(mode(&[(MODE, ""), (ECHO, "false")]), on(false, false));
+    let wrong = with(&[(MODE, "maybe")]).expect_err("not a boolean");
+    assert!(wrong[0].to_string().contains("`maybe` is not a boolean"), "{wrong:?}");
+    let start = good(&["--pool-name=p", "--conformance-test-mode", "--conformance-echo-destination=true"]);
+    assert_eq!(start.settings.conformance, on(true, true));
+    assert_eq!(resolve(&start).warnings.len(), 1, "the mode is loud");
 }
 
 #[test]

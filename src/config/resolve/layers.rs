@@ -2,9 +2,11 @@
 
 use super::plugins::{Group, Plugins};
 use crate::collector::{MetricSpec, decode_extractor};
-use crate::config::Gates;
 use crate::config::document::{Document, FlowControl, Placed, Reference};
+use crate::config::{Gates, Settings};
 use crate::domain::node::{Position, Problems};
+use crate::scheduling::detectors::utilization;
+use crate::scheduling::params::Params;
 use crate::scheduling::plugin::{Metric, Need};
 
 /// Parsers when none is named, in the order in which they are tried.
@@ -182,13 +184,47 @@ fn saturation(document: &Document, plugins: &mut Plugins<'_>, problems: &mut Pro
     }
     match current.or(document.saturation_detector.as_ref()) {
         Some(Placed { value, at, path }) => plugins.follow_to(value.plugin_ref.as_ref(), (*at, path), &group, problems),
-        None => {
-            let index = plugins
-                .first_of(DETECTOR)
-                .or_else(|| plugins.add(DETECTOR, "no saturation detector is named", problems))?;
-            plugins.mark_used(index);
-            Some(index)
-        }
+        None => match plugins.first_of(DETECTOR) {
+            Some(index) => {
+                plugins.mark_used(index);
+                Some(index)
+            }
+            None => {
+                let index = plugins.add(DETECTOR, "no saturation detector is named", problems)?;
+                // Nobody asked for it, so it makes do with the metrics that others read.
+                plugins.withdraw_needs(index);
+                Some(index)
+            }
+        },
+    }
+}
+
+/// Warns where every sample is too old for the detector most of the time.
+pub(super) fn stale_between_reads(
+    layers: &Layers,
+    plugins: &Plugins<'_>,
+    settings: &Settings,
+    problems: &mut Problems,
+) {
+    let Some(entry) = layers.saturation.map(|i| plugins.entry(i)).filter(|e| e.declared.kind == DETECTOR) else {
+        return;
+    };
+    if entry.origin.is_some() {
+        return;
+    }
+    let declared = &entry.declared;
+    // What is wrong with them was reported when the detector was built.
+    let params: utilization::Params = Params::decode_fields(declared.parameters.as_ref(), "", &mut Problems::default());
+    let (interval, limit) = (settings.intervals.refresh_metrics, params.metrics_staleness_threshold);
+    if interval > limit {
+        problems.warn(
+            declared.at,
+            format!("{}.metricsStalenessThreshold", declared.path),
+            format!(
+                "metrics are read every {interval:?} and count as stale after {limit:?}, so mostly nothing is known"
+            ),
+            "raise it above --refresh-metrics-interval",
+        );
     }
 }
 

@@ -366,6 +366,11 @@ impl<'t> Plugins<'t> {
         }
     }
 
+    /// Takes back what a plugin asked to be done for it.
+    pub fn withdraw_needs(&mut self, index: usize) {
+        self.registry.withdraw_needs(&self.entries[index].declared.name);
+    }
+
     /// Marks a plugin as used.
     pub fn mark_used(&mut self, index: usize) {
         self.entries[index].used = true;

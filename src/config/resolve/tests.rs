@@ -281,6 +281,50 @@ fn deprecated_places_are_read_with_a_warning() {
 }
 
 #[test]
+fn a_detector_that_is_named_asks_for_metrics_and_the_default_one_does_not() {
+    let standard = |body: &str, settings: Settings| {
+        run(&format!("{HEAD}{body}"), settings, &Tables::standard()).unwrap_or_else(|e| panic!("{body}\n{e}"))
+    };
+    let scraped = |config: &Config| config.features.iter().any(|f| f.name == "scraping" && f.is_on());
+    let plugins = |more: &str| format!("plugins: [{{type: active-request-scorer}}{more}]\n");
+    let detector = ", {type: utilization-detector}";
+    let named = "flowControl: {saturationDetector: {pluginRef: utilization-detector}}\n";
+    for (body, asks) in [
+        (plugins(""), false),
+        (plugins(detector), true),
+        (format!("{}{named}", plugins(detector)), true),
+        (format!("{}flowControl: {{enableEviction: false}}\n", plugins("")), false),
+        (format!("{}flowControl: {{}}\n", plugins("")), false),
+    ] {
+        let config = standard(&body, Settings::default());
+        assert!(config.detector.is_some(), "{body}");
+        assert_eq!((config.saturation.kind, scraped(&config)), ("utilization-detector", asks), "{body}");
+        let rendered = config.render();
+        assert_eq!(rendered.contains("type: utilization-detector"), asks, "{rendered}");
+        let again =
+            run(rendered, Settings::default(), &Tables::standard()).unwrap_or_else(|e| panic!("{rendered}\n{e}"));
+        // Only the comments on what was added differ.
+        let lines = |text: &str| text.lines().filter(|l| !l.contains("# added")).map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!((lines(again.render()), &again.features), (lines(rendered), &config.features), "{body}");
+    }
+    let concurrent = standard(
+        "plugins: [{type: random-picker}, {type: concurrency-detector}]\n\
+         flowControl: {saturationDetector: {pluginRef: concurrency-detector}}\n",
+        Settings::default(),
+    );
+    assert!(names(&concurrent).contains(&"inflight-load-producer") && !scraped(&concurrent));
+
+    let mut slow = Settings::default();
+    slow.intervals.refresh_metrics = std::time::Duration::from_secs(1);
+    let shown = |body: &str| warnings(&standard(body, slow.clone())).join("\n");
+    assert!(shown(&plugins(detector)).contains("metrics are read every 1s and count as stale after 200ms"));
+    let patient = ", {type: utilization-detector, parameters: {metricsStalenessThreshold: 3s}}";
+    for quiet in [plugins(patient), plugins("")] {
+        assert!(!shown(&quiet).contains("count as stale"), "{quiet}");
+    }
+}
+
+#[test]
 fn the_data_layer_is_completed_unless_told_otherwise() {
     let config =
         good("plugins: [{type: queue-scorer}, {name: m, type: metrics-data-source, parameters: {scheme: https}}]\n");

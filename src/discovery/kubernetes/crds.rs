@@ -9,7 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::{CustomResource, CustomResourceExt, KubeSchema};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
@@ -26,7 +28,28 @@ const CONDITION_TYPE: &str =
 
 /// The definitions: InferencePool v1, InferenceObjective and InferenceModelRewrite v1alpha2.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    vec![InferencePool::crd(), InferenceObjective::crd(), InferenceModelRewrite::crd()]
+    [InferencePool::crd(), InferenceObjective::crd(), InferenceModelRewrite::crd()].into_iter().map(strict).collect()
+}
+
+/// The definition without `nullable`, which the derive gives every optional field: the published ones
+/// do not take a null there, and to CEL a field that is null is a field that is there.
+fn strict(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    let names = &mut definition.spec.names;
+    names.list_kind = Some(format!("{}List", names.kind));
+    for version in &mut definition.spec.versions {
+        if let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
+            not_nullable(schema);
+        }
+    }
+    definition
+}
+
+fn not_nullable(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    schema.properties.iter_mut().flat_map(|fields| fields.values_mut()).for_each(not_nullable);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        not_nullable(items);
+    }
 }
 
 /// The pods that serve a model, and who picks among them.

@@ -42,9 +42,9 @@ fn a_subset_is_a_list_or_a_text_and_may_be_empty() {
 #[test]
 fn served_is_a_text() {
     let served = |value| served(context(b"envoy.lb", SERVED_KEY, value)).expect("decodes");
-    assert_eq!(served(text("10.0.0.1:8000")).as_deref(), Some("10.0.0.1:8000"));
-    assert_eq!(served(text("")), None);
-    assert_eq!(served(list(&["10.0.0.1:8000"])), None);
+    assert_eq!(served(text("10.0.0.1:8000")).endpoint(), Some("10.0.0.1:8000"));
+    assert_eq!(served(text("")), Served::Unnamed);
+    assert_eq!(served(list(&["10.0.0.1:8000"])), Served::Unnamed);
 }
 
 #[test]

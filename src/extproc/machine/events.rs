@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use smallvec::SmallVec;
 
-use crate::domain::{Headers, Outcome, Rejection};
+use crate::domain::{Headers, Outcome, Rejection, Served};
 use crate::extproc::exchange::{CompleteRequest, Route, SetHeader};
 use crate::extproc::subset::SubsetHint;
 
@@ -83,7 +83,7 @@ pub enum Part {
     /// Request trailers: the end of the request.
     RequestTrailers,
     /// Response headers; `served` is the endpoint that answered, if reported.
-    ResponseHeaders { headers: Headers, served: Option<Box<str>>, end: bool },
+    ResponseHeaders { headers: Headers, served: Served, end: bool },
     /// A piece of the response body.
     ResponseBody { chunk: Bytes, end: bool },
     /// Response trailers: the end of the response.
@@ -128,7 +128,7 @@ pub enum Action {
     /// Decide and come back with [`Event::Decided`]; always the last action of an event.
     Decide(Box<CompleteRequest>),
     /// Show the response headers to the exchange and send [`Reply::ResponseHeaders`] with what it adds.
-    AnswerResponseHeaders { status: u16, headers: Headers, served: Option<Box<str>>, end: bool },
+    AnswerResponseHeaders { status: u16, headers: Headers, served: Served, end: bool },
     /// Show a piece of the response body to the exchange; it has been passed on as it is.
     ObserveResponseBody { chunk: Bytes, end: bool },
     /// Show a piece of the response body to the exchange and pass on what it makes of it

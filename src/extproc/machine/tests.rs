@@ -144,7 +144,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => chunk().prop_map(|chunk| Part::RequestBodyPart { chunk }.into()),
         2 => Just(Part::RequestTrailers.into()),
         4 => response_headers.prop_map(|(end, status)| Part::ResponseHeaders {
-            headers: headers(&[(":status", status)]), served: None, end }.into()),
+            headers: headers(&[(":status", status)]), served: Served::default(), end }.into()),
         6 => (chunk(), any::<bool>()).prop_map(|(chunk, end)| Part::ResponseBody { chunk, end }.into()),
         2 => Just(Part::ResponseTrailers.into()),
         1 => Just(Part::Other.into()),
@@ -179,7 +179,12 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
                 });
             }
             events.push(
-                Part::ResponseHeaders { headers: headers(&[(":status", "200")]), served: None, end: false }.into(),
+                Part::ResponseHeaders {
+                    headers: headers(&[(":status", "200")]),
+                    served: Served::default(),
+                    end: false,
+                }
+                .into(),
             );
             events.extend(response.into_iter().map(|(chunk, end)| Part::ResponseBody { chunk, end }.into()));
             events.push(match trailers {
@@ -316,7 +321,7 @@ fn told(part: Part, request: i32, response: i32) -> Event {
 }
 
 fn status(status: &'static str, end: bool) -> Part {
-    Part::ResponseHeaders { headers: headers(&[(":status", status)]), served: None, end }
+    Part::ResponseHeaders { headers: headers(&[(":status", status)]), served: Served::default(), end }
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl Filter for SessionAffinity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Headers;
+    use crate::domain::{Headers, Served};
     use crate::scheduling::fixtures::{NOW, Scene, build, build_in, decision, errors, pool, text};
     use crate::scheduling::plugin::{Registry, ResponseStart, Routed, SignalKind, Watch};
     use crate::scheduling::scorers;
@@ -120,7 +120,8 @@ mod tests {
         let scene = pool(3);
         let mut add = Vec::new();
         for built in [build(&ROW, vec![]), build(&scorers::session_affinity::ROW, vec![])] {
-            let start = ResponseStart { status: 200, headers: &Headers::default(), served: None, now: NOW };
+            let start =
+                ResponseStart { status: 200, headers: &Headers::default(), served: &Served::Unreported, now: NOW };
             commit(&built, &scene, 1).unwrap().response_headers(&start, &mut add);
         }
         assert_eq!(add, [(TOKEN_HEADER, TOKEN_OF_POD_1.to_owned())]);

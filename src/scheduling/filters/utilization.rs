@@ -157,8 +157,7 @@ impl View<'_> {
             Reading::WaitingQueue => LoadTable::waiting,
             Reading::KvCacheUtilization => LoadTable::kv_usage,
         };
-        let loads = &*self.cx.snapshot.loads;
-        metric(loads, slot).filter(|_| loads.taken_at(slot) >= Some(self.oldest))
+        self.cx.snapshot.loads.since(self.oldest, metric, slot)
     }
 }
 

@@ -165,6 +165,9 @@ catalog! {
         "Waiting requests of one endpoint at its last fresh sample.";
     ENDPOINT_SAMPLES = GAUGE "endpoint_samples" &["name", "freshness"], &[],
         "Endpoints by the freshness of their last load sample: fresh, stale or never.";
+    POOL_SATURATION = GAUGE "flow_control_pool_saturation" &["inference_pool", "stage"], &[],
+        "Work of the endpoints of a stage (prefill, decode) over what they should have, and the larger one (effective); at 1 \
+         requests of negative priority are refused. Absent while nothing is known.";
     OLDEST_SAMPLE = GAUGE "oldest_load_sample_age_seconds" POOL, &[],
         "Age of the oldest last load sample over the endpoints that have one.";
 

@@ -83,6 +83,7 @@ fn populated() -> Arc<Metrics> {
     metrics.watch_prefix_size(|| {
         vec![("approx".into(), "approx-prefix-cache-producer".into(), 7), ("second".into(), "t".into(), 5)]
     });
+    metrics.watch_saturation("pool".into(), || [("prefill", None), ("decode", Some(0.5)), ("effective", Some(0.5))]);
     metrics.watch_dropped_log_lines(|| 4);
     let shown = self::snapshot();
     metrics.record_scores(&Run {

@@ -90,6 +90,11 @@ pub const ALL: &[Twin] = &[
         "model_rewrite_decisions_total",
         &[("model_rewrite_name", "model_rewrite_name"), ("model_name", "model_name"), ("target_model", "target_model")],
     ),
+    twin(
+        "inference_extension_flow_control_pool_saturation",
+        "flow_control_pool_saturation",
+        &[("inference_pool", "inference_pool"), ("stage", "stage")],
+    ),
     twin("inference_extension_prefix_indexer_size", "prefix_indexer_size", NONE),
     twin("inference_extension_prefix_indexer_hit_ratio", "prefix_indexer_hit_ratio", NONE),
     twin("inference_extension_prefix_indexer_hit_bytes", "prefix_indexer_hit_bytes", NONE),

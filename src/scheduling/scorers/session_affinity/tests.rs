@@ -1,6 +1,6 @@
 use super::*;
 use crate::domain::node::Value;
-use crate::domain::{Endpoint, Headers, PoolIdentity, Timestamp, Topology};
+use crate::domain::{Endpoint, Headers, PoolIdentity, Served, Timestamp, Topology};
 use crate::scheduling::fixtures::{NOW, Scene, build, build_in, decision, errors, map, node, pool, text};
 use crate::scheduling::plugin::{Registry, ResponseStart, Routed, SignalKind, Watch};
 use crate::scheduling::session_affinity::TOKEN_HEADER;
@@ -21,6 +21,7 @@ fn commit(built: &Built, scene: &Scene, profiles: &[(&str, &[u32])], now: Timest
 
 fn response_token(watch: &mut dyn Watch, served: Option<&str>) -> Vec<(&'static str, String)> {
     let mut add = Vec::new();
+    let served = &served.map_or(Served::Unreported, |endpoint| Served::By(endpoint.into()));
     watch.response_headers(&ResponseStart { status: 200, headers: &Headers::default(), served, now: NOW }, &mut add);
     add
 }
