@@ -6,6 +6,8 @@
 #[path = "process/harness.rs"]
 #[allow(dead_code, reason = "shared with other test programs; each uses its part")]
 mod harness;
+#[path = "shared/helm.rs"]
+mod helm;
 #[path = "support/page.rs"]
 #[allow(dead_code, reason = "shared with other test programs; each uses its part")]
 mod page;
@@ -15,6 +17,8 @@ mod stack;
 
 #[path = "cluster/apiserver.rs"]
 mod apiserver;
+#[path = "cluster/chart.rs"]
+mod chart;
 #[path = "cluster/churn.rs"]
 mod churn;
 #[path = "cluster/conformance.rs"]
