@@ -25,8 +25,10 @@ fn every_case() -> impl Iterator<Item = (&'static str, &'static str)> {
 fn helm_finds_no_fault_with_the_chart() {
     let chart = root("deploy/helm/pointsman").display().to_string();
     for (case, mode) in every_case() {
-        let (mode, file) = (format!("mode={mode}"), root(&format!("tests/data/helm/{case}.yaml")).display().to_string());
-        let output = helm::helm(&["lint", &chart, "--strict", "--kube-version", "1.35.0", "--values", &file, "--set", &mode]);
+        let (mode, file) =
+            (format!("mode={mode}"), root(&format!("tests/data/helm/{case}.yaml")).display().to_string());
+        let output =
+            helm::helm(&["lint", &chart, "--strict", "--kube-version", "1.35.0", "--values", &file, "--set", &mode]);
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success() && !said.contains("[WARNING]"), "{case}, {mode}:\n{said}");
     }
@@ -52,7 +54,8 @@ fn objects_are_named_labelled_and_unique() {
             assert_eq!(meta["labels"]["app.kubernetes.io/instance"], "demo", "{o}");
         }
         let deployment = &object(&objects, "Deployment", "demo-epp")["spec"];
-        let (selector, labels) = (&deployment["selector"]["matchLabels"], &deployment["template"]["metadata"]["labels"]);
+        let (selector, labels) =
+            (&deployment["selector"]["matchLabels"], &deployment["template"]["metadata"]["labels"]);
         assert!(selector.as_object().unwrap().iter().all(|(k, v)| labels[k] == *v));
         assert_eq!(object(&objects, "Service", "demo-epp")["spec"]["selector"], *selector);
     }
@@ -120,11 +123,15 @@ fn flags_beat_values() {
 /// Every rendered file is a configuration, and the arguments are ones that the binary takes.
 #[tokio::test]
 async fn configurations_and_arguments_pass_the_check() {
-    let extra = [&["router.modelServers.type=triton"][..], &["router.modelServers.type=sglang"], &[
-        "router.epp.pluginsConfig.kind=EndpointPickerConfig",
-        "router.epp.pluginsConfig.apiVersion=llm-d.ai/v1alpha1",
-        "router.epp.pluginsConfig.plugins[0].type=queue-scorer",
-    ]];
+    let extra = [
+        &["router.modelServers.type=triton"][..],
+        &["router.modelServers.type=sglang"],
+        &[
+            "router.epp.pluginsConfig.kind=EndpointPickerConfig",
+            "router.epp.pluginsConfig.apiVersion=llm-d.ai/v1alpha1",
+            "router.epp.pluginsConfig.plugins[0].type=queue-scorer",
+        ],
+    ];
     let renderings = every_case().map(|(case, mode)| template(case, mode)).chain(extra.iter().map(|s| template_set(s)));
     for objects in renderings {
         let files = object(&objects, "ConfigMap", "demo-epp")["data"].as_object().unwrap();
@@ -248,7 +255,11 @@ fn probes_ports_and_ends_fit_the_process() {
         let service = &object(&objects, "Service", "demo-epp")["spec"]["ports"];
         let ports: Vec<&str> = service.as_array().unwrap().iter().map(|p| text(&p["name"])).collect();
         assert_eq!(ports[..2], ["grpc-ext-proc", "http-metrics"]);
-        assert_eq!(ports.iter().filter(|p| **p == "http").count(), usize::from(mode == "standalone"), "{case}: {ports:?}");
+        assert_eq!(
+            ports.iter().filter(|p| **p == "http").count(),
+            usize::from(mode == "standalone"),
+            "{case}: {ports:?}"
+        );
         for pool in objects.iter().filter(|o| o["kind"] == "InferencePool") {
             let reference = &pool["spec"]["endpointPickerRef"];
             assert_eq!((&reference["name"], &reference["port"]["number"]), (&json!("demo-epp"), &service[0]["port"]));
@@ -258,7 +269,8 @@ fn probes_ports_and_ends_fit_the_process() {
 
 #[test]
 fn replicas_decide_strategy_budget_and_probes() {
-    let strategy = |objects: &[Value]| object(objects, "Deployment", "demo-epp")["spec"]["strategy"]["rollingUpdate"].clone();
+    let strategy =
+        |objects: &[Value]| object(objects, "Deployment", "demo-epp")["spec"]["strategy"]["rollingUpdate"].clone();
     let one = template_set(&[]);
     assert_eq!(strategy(&one), json!({"maxUnavailable": 0, "maxSurge": 1}));
     assert_eq!(picker(&one).get("lifecycle"), None);
@@ -300,7 +312,10 @@ fn what_surrounds_the_gateway_is_as_asked() {
     assert_eq!(rule["trafficPolicy"]["connectionPool"]["http"]["maxRequestsPerConnection"], 256_000);
 
     let plain = template_set(&["provider.name=istio", "router.epp.flags.secure-serving=false"]);
-    assert_eq!(object(&plain, "DestinationRule", "demo-epp")["spec"]["trafficPolicy"]["tls"], json!({"mode": "DISABLE"}));
+    assert_eq!(
+        object(&plain, "DestinationRule", "demo-epp")["spec"]["trafficPolicy"]["tls"],
+        json!({"mode": "DISABLE"})
+    );
     let gke = template_set(&["provider.name=gke", "httpRoute.create=true"]);
     assert_eq!(object(&gke, "HealthCheckPolicy", "demo")["spec"]["targetRef"]["name"], "demo");
     assert!(object(&gke, "HTTPRoute", "demo")["spec"]["rules"][0].get("timeouts").is_none());
@@ -312,7 +327,10 @@ fn monitoring_knows_how_to_get_in() {
     let monitor = object(&objects, "ServiceMonitor", "demo-epp");
     assert_eq!(monitor["metadata"]["labels"]["release"], "prometheus");
     let secret = "inference-gateway-sa-metrics-reader-secret";
-    assert_eq!(monitor["spec"]["endpoints"][0]["authorization"]["credentials"], json!({"name": secret, "key": "token"}));
+    assert_eq!(
+        monitor["spec"]["endpoints"][0]["authorization"]["credentials"],
+        json!({"name": secret, "key": "token"})
+    );
     let annotations = &object(&objects, "Secret", secret)["metadata"]["annotations"];
     assert_eq!(annotations["kubernetes.io/service-account.name"], "demo-epp-metrics-reader");
     let picker = picker(&objects);
@@ -340,7 +358,11 @@ fn monitoring_knows_how_to_get_in() {
 fn a_policy_admits_what_is_served() {
     let ports = |objects: &[Value]| {
         let rules = object(objects, "NetworkPolicy", "demo-epp")["spec"]["ingress"].as_array().unwrap().clone();
-        rules.iter().flat_map(|r| r["ports"].as_array().unwrap().clone()).map(|p| p["port"].as_u64().unwrap()).collect::<Vec<_>>()
+        rules
+            .iter()
+            .flat_map(|r| r["ports"].as_array().unwrap().clone())
+            .map(|p| p["port"].as_u64().unwrap())
+            .collect::<Vec<_>>()
     };
     assert_eq!(ports(&template("everything", "gateway")), [9102, 9190, 9103]);
     assert_eq!(ports(&template("everything", "standalone")), [8181, 9190, 19101, 9103]);
@@ -362,7 +384,10 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["router.inferenceObjectives[0].name=x"], &["/router/inferenceObjectives/0", "priority"]),
     // Keys of older generations.
     (&["inferenceExtension.replicas=2"], &["`inferenceExtension`", "`router.epp`"]),
-    (&["inferencePool.targetPorts[0].number=8000"], &["`inferencePool`", "`router.modelServers`", "`router.inferencePool`"]),
+    (
+        &["inferencePool.targetPorts[0].number=8000"],
+        &["`inferencePool`", "`router.modelServers`", "`router.inferencePool`"],
+    ),
     (&["experimentalHttpRoute.enabled=true"], &["`experimentalHttpRoute`", "`httpRoute`"]),
     (&["inferenceObjectives[0].name=x"], &["`inferenceObjectives`", "`router.inferenceObjectives`"]),
     // What llm-d's charts have and this one has not.
@@ -374,12 +399,19 @@ const REFUSED: &[(&[&str], &[&str])] = &[
     (&["router.monitoring.provider.name=gmp"], &["router.monitoring.provider.name", "gmp"]),
     (&["router.modelServers.protocol=grpc"], &["router.modelServers.protocol", "grpc"]),
     // What does not go together.
-    (&["router.modelServers.matchLabels.app=null"], &["router.modelServers.matchLabels"]),
+    (&["router.modelServers.matchLabels=null"], &["router.modelServers.matchLabels"]),
     (&["router.proxy.enabled=true"], &["router.proxy.enabled", "mode: standalone"]),
     (&["mode=standalone", "httpRoute.create=true"], &["httpRoute.create", "mode: gateway"]),
-    (&["httpRoute.create=true", "router.inferencePool.create=false"], &["httpRoute.create", "router.inferencePool.create"]),
     (
-        &["router.inferencePool.create=false", "router.inferenceObjectives[0].name=x", "router.inferenceObjectives[0].priority=1"],
+        &["httpRoute.create=true", "router.inferencePool.create=false"],
+        &["httpRoute.create", "router.inferencePool.create"],
+    ),
+    (
+        &[
+            "router.inferencePool.create=false",
+            "router.inferenceObjectives[0].name=x",
+            "router.inferenceObjectives[0].priority=1",
+        ],
         &["router.inferenceObjectives"],
     ),
     (&["router.epp.autoscaling.enabled=true", "router.epp.leaderElection=true"], &["autoscaling", "leaderElection"]),
@@ -387,7 +419,10 @@ const REFUSED: &[(&[&str], &[&str])] = &[
         &["router.epp.autoscaling.enabled=true", "router.epp.flags.ha-enable-leader-election=true"],
         &["autoscaling", "ha-enable-leader-election"],
     ),
-    (&["router.epp.tls.secretName=x", "router.epp.flags.secure-serving=false"], &["router.epp.tls.secretName", "secure-serving"]),
+    (
+        &["router.epp.tls.secretName=x", "router.epp.flags.secure-serving=false"],
+        &["router.epp.tls.secretName", "secure-serving"],
+    ),
     (&["router.monitoring.tls.clientCAConfigMap=x"], &["clientCAConfigMap", "router.monitoring.tls.secretName"]),
     (
         &["router.monitoring.tls.secretName=x", "router.monitoring.prometheus.auth.enabled=false"],

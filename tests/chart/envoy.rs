@@ -96,19 +96,23 @@ async fn start(folder: &Path, bootstrap: &str) -> Running {
     Running { _child: child, inference: port("inference"), ready: port("ready"), admin }
 }
 
-/// The rendered bootstrap with free ports, this picker, and a pool at this port of loopback.
-fn local(rendered: &str, picker: SocketAddr, pool: u16) -> String {
+/// The rendered bootstrap with free ports, this picker, and to fail open a pool at this port of loopback.
+fn local(rendered: &str, picker: SocketAddr, pool: Option<u16>) -> String {
     let mut text = rendered.to_owned();
+    // The admin port is in two places, so that the system cannot choose it at the last moment.
+    let admin = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let replacements = [
         ("port_value: 8081".to_owned(), "port_value: 0".to_owned()),
         ("port_value: 19001".to_owned(), "port_value: 0".to_owned()),
-        ("port_value: 19000".to_owned(), "port_value: 0".to_owned()),
+        ("port_value: 19000".to_owned(), format!("port_value: {admin}")),
         ("port_value: 9002".to_owned(), format!("port_value: {}", picker.port())),
-        ("demo-epp-endpoints.llm.svc.cluster.local".to_owned(), "localhost".to_owned()),
-        ("port_value: 8000".to_owned(), format!("port_value: {pool}")),
         ("interval: 2s".to_owned(), "interval: 0.1s".to_owned()),
     ];
-    for (from, to) in replacements {
+    let pool = pool.map(|port| {
+        let name = "demo-epp-endpoints.llm.svc.cluster.local";
+        [(name.to_owned(), "localhost".to_owned()), ("port_value: 8000".to_owned(), format!("port_value: {port}"))]
+    });
+    for (from, to) in replacements.into_iter().chain(pool.into_iter().flatten()) {
         assert!(text.contains(&from), "no {from:?} in\n{rendered}");
         text = text.replace(&from, &to);
     }
@@ -164,7 +168,7 @@ async fn a_standalone_release_routes_and_fails_open() {
         let folder = tempfile::tempdir().unwrap();
         let picker = picker(folder.path(), &objects, one.address).await;
         // The pool that Envoy itself knows is another server, so that the answers tell who chose.
-        let text = local(bootstrap(&objects), picker.grpc, other.address.port());
+        let text = local(bootstrap(&objects), picker.grpc, Some(other.address.port()));
         let envoy = start(folder.path(), &text).await;
 
         until("the picker is asked", async || echo(envoy.inference, &[]).await.1["endpoint"] == "one").await;
@@ -200,13 +204,12 @@ async fn a_standalone_release_routes_and_fails_open() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_standalone_release_can_fail_closed() {
     let one = simulator("one").await;
-    let objects = template_set(&["mode=standalone", "router.inferencePool.create=false", "router.proxy.failOpen=false"]);
+    let objects =
+        template_set(&["mode=standalone", "router.inferencePool.create=false", "router.proxy.failOpen=false"]);
     assert!(!objects.iter().any(|o| o["metadata"]["name"] == "demo-epp-endpoints"));
     let folder = tempfile::tempdir().unwrap();
     let picker = picker(folder.path(), &objects, one.address).await;
-    let text = bootstrap(&objects).replace("port_value: 8081", "port_value: 0").replace("port_value: 1900", "port_value: 0 #");
-    let text = text.replace("port_value: 9002", &format!("port_value: {}", picker.grpc.port()));
-    let text = text.replace("0 #0 }", "0 }").replace("0 #1 }", "0 }").replace("interval: 2s", "interval: 0.1s");
+    let text = local(bootstrap(&objects), picker.grpc, None);
     let envoy = start(folder.path(), &text).await;
     until("the picker is asked", async || echo(envoy.inference, &[]).await.1["endpoint"] == "one").await;
     picker.signal("KILL").await;
