@@ -133,7 +133,7 @@ async fn configurations_and_arguments_pass_the_check() {
         ],
     ];
     let renderings = every_case().map(|(case, mode)| template(case, mode)).chain(extra.iter().map(|s| template_set(s)));
-    for objects in renderings {
+    for objects in renderings.chain(documents::values_of_the_pages()) {
         let files = object(&objects, "ConfigMap", "demo-epp")["data"].as_object().unwrap();
         assert!(files.contains_key("default-plugins.yaml") && files.contains_key("payload-agnostic.yaml"));
         let folder = tempfile::tempdir().unwrap();

@@ -20,6 +20,22 @@ fn updating() -> bool {
     std::env::vars_os().any(|(name, _)| name == "UPDATE_DOCS")
 }
 
+/// What the chart renders with each values file that stands in the documentation.
+pub fn values_of_the_pages() -> Vec<Vec<Value>> {
+    let mut all = Vec::new();
+    for page in ["deploy/helm/pointsman/README.md", "docs/tutorials/vllm.md"] {
+        for block in read(page).split("```yaml\n").skip(1).filter(|b| b.starts_with("router:")) {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("values.yaml");
+            fs::write(&file, block.split("```").next().unwrap()).unwrap();
+            let objects = helm::render(&["--values", file.to_str().unwrap()]);
+            all.push(objects.unwrap_or_else(|e| panic!("{page}: {e}\n{block}")));
+        }
+    }
+    assert!(all.len() >= 2, "{}", all.len());
+    all
+}
+
 /// A value of `values.yaml`: its path, its default and the comment above it.
 #[derive(Debug)]
 struct Row {

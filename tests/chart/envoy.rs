@@ -110,7 +110,7 @@ fn local(rendered: &str, picker: SocketAddr, pool: Option<u16>) -> String {
     ];
     let pool = pool.map(|port| {
         let name = "demo-epp-endpoints.llm.svc.cluster.local";
-        [(name.to_owned(), "localhost".to_owned()), ("port_value: 8000".to_owned(), format!("port_value: {port}"))]
+        [(name.to_owned(), "127.0.0.1".to_owned()), ("port_value: 8000".to_owned(), format!("port_value: {port}"))]
     });
     for (from, to) in replacements.into_iter().chain(pool.into_iter().flatten()) {
         assert!(text.contains(&from), "no {from:?} in\n{rendered}");
