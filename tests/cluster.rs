@@ -27,6 +27,8 @@ mod conformance;
 mod definitions;
 #[path = "cluster/echo_h2c.rs"]
 mod echo_h2c;
+#[path = "cluster/policies.rs"]
+mod policies;
 #[path = "cluster/replicas.rs"]
 mod replicas;
 #[path = "cluster/watch.rs"]

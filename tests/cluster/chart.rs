@@ -63,7 +63,9 @@ async fn every_rendered_object_is_accepted() {
     let mut accepted = BTreeSet::new();
     for (case, mode) in CASES.iter().flat_map(|(case, modes)| modes.iter().map(move |mode| (*case, *mode))) {
         for mut rendered in template(case, mode) {
-            if let Some(definition) = foreign(&rendered).filter(|d| defined.insert(text(&d["metadata"]["name"]).to_owned())) {
+            if let Some(definition) =
+                foreign(&rendered).filter(|d| defined.insert(text(&d["metadata"]["name"]).to_owned()))
+            {
                 world.server.apply(&definition, "").await;
             }
             let kind = text(&rendered["kind"]).to_owned();
@@ -121,7 +123,8 @@ struct Release {
 
 impl Release {
     async fn install(world: &World<'_>, args: &[&str]) -> Self {
-        let objects = render(&[&["--namespace", &world.namespace][..], args].concat()).unwrap_or_else(|e| panic!("{e}"));
+        let objects =
+            render(&[&["--namespace", &world.namespace][..], args].concat()).unwrap_or_else(|e| panic!("{e}"));
         for rendered in objects.iter().filter(|o| foreign(o).is_none()) {
             world.apply(rendered).await;
         }
@@ -175,7 +178,15 @@ impl Release {
         assert!(forbidden.is_empty(), "{forbidden:#?}");
         let resource = |path: &str| {
             let path = path.split('?').next().unwrap_or_default().trim_end_matches('/');
-            let known = ["pods", "inferencepools", "inferenceobjectives", "inferencemodelrewrites", "leases", "tokenreviews", "subjectaccessreviews"];
+            let known = [
+                "pods",
+                "inferencepools",
+                "inferenceobjectives",
+                "inferencemodelrewrites",
+                "leases",
+                "tokenreviews",
+                "subjectaccessreviews",
+            ];
             known.into_iter().find(|r| path.split('/').any(|part| part == *r)).unwrap_or("discovery").to_owned()
         };
         asked.iter().map(|(verb, path, _)| format!("{verb} {}", resource(path))).collect()
@@ -213,8 +224,10 @@ async fn a_gateway_release_needs_no_more_than_its_rights() {
     let stranger = world.server.service_account(&world.namespace, "stranger").await;
     let role = format!("metrics-reader-{}", world.namespace);
     world
-        .apply(&json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": role },
-            "rules": [{ "nonResourceURLs": ["/metrics"], "verbs": ["get"] }] }))
+        .apply(
+            &json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": { "name": role },
+            "rules": [{ "nonResourceURLs": ["/metrics"], "verbs": ["get"] }] }),
+        )
         .await;
     world
         .apply(&json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": { "name": role },
@@ -294,7 +307,8 @@ async fn a_standalone_release_routes_by_its_own_envoy() {
         let proxy = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
 
         let ask = async |prompt: &str| {
-            let answer = within("an answer", client::send(proxy, post("/v1/completions", &[], completion(prompt)))).await;
+            let answer =
+                within("an answer", client::send(proxy, post("/v1/completions", &[], completion(prompt)))).await;
             Answer::read(answer.unwrap_or_else(|e| panic!("{e}; {}", envoy.log_tail()))).await
         };
         until("both servers are asked", async || {
