@@ -31,6 +31,8 @@ mod echo_h2c;
 mod policies;
 #[path = "cluster/replicas.rs"]
 mod replicas;
+#[path = "cluster/tutorial.rs"]
+mod tutorial;
 #[path = "cluster/watch.rs"]
 mod watch;
 #[path = "cluster/world.rs"]
