@@ -188,3 +188,19 @@ fn chart_and_crate_have_one_version() {
         assert_eq!(chart[key], env!("CARGO_PKG_VERSION"), "{key} in deploy/helm/pointsman/Chart.yaml");
     }
 }
+
+/// The image is built with the compiler that the tests run with, and its context has what the sources read.
+#[test]
+fn the_image_is_built_as_the_project_is() {
+    let dockerfile = read("deploy/Dockerfile");
+    let toolchain = read("rust-toolchain.toml");
+    let channel = toolchain.split('"').nth(1).unwrap();
+    assert!(dockerfile.contains(&format!("\nARG RUST={channel}\n")), "deploy/Dockerfile is not for Rust {channel}");
+    let ignored = read(".dockerignore");
+    let kept: Vec<&str> = ignored.lines().filter_map(|l| l.strip_prefix('!')).collect();
+    let copied = dockerfile.lines().filter_map(|l| l.strip_prefix("COPY ")).filter(|l| !l.starts_with("--from"));
+    let sources: BTreeSet<&str> =
+        copied.flat_map(|l| l.split(' ').rev().skip(1)).map(|path| path.trim_end_matches('/')).collect();
+    assert_eq!(sources, kept.iter().map(|path| path.trim_end_matches('/')).collect());
+    assert!(sources.iter().all(|path| root(path).exists()));
+}
