@@ -9,9 +9,11 @@ use std::sync::Arc;
 use pointsman::config::yaml;
 use pointsman::domain::node::{Node, Problems, Value};
 use pointsman::domain::{
-    Decision, Headers, InFlightView, InferenceRequest, LoadDetail, LoadSample, LoadTable, LoraState, PrefixMatch,
-    ProfileResult, Prompt, Ranked, Segment, Signals, Slot, Snapshot,
+    Decision, Headers, InFlightView, InferenceRequest, LoadDetail, LoadSample, LoadTable, LoraState, ObjectiveSpec,
+    Policies, PrefixMatch, ProfileResult, Prompt, Ranked, RewriteRule, RewriteSpec, RewriteTarget, Segment, Signals,
+    Slot, Snapshot,
 };
+use pointsman::scheduling::detectors::{self, Saturation};
 use pointsman::scheduling::plugin::{Build, Built, Cycle, Registry, Routed, Row};
 use pointsman::scheduling::{filters, scorers};
 use pool::Pool;
@@ -181,7 +183,7 @@ fn no_filter_or_scorer_allocates_once_it_is_warm() {
         let cycle = scene.cycle(&pool);
         let mut candidates: Vec<Slot> = Vec::with_capacity(endpoints);
         let mut column = vec![0.0; endpoints];
-        for row in filters::TABLE.iter().chain(scorers::TABLE) {
+        for row in filters::TABLE.iter().chain(scorers::TABLE).chain(detectors::TABLE) {
             let built = sample(row);
             scene.teach(&pool, &built);
             let mut run = || {
@@ -193,11 +195,32 @@ fn no_filter_or_scorer_allocates_once_it_is_warm() {
                 if let Some(scorer) = &built.scorer {
                     scorer.score(&cycle, pool.slots(), &mut column);
                 }
+                if let Some(detector) = &built.saturation {
+                    Saturation::of(detector.as_ref(), cycle.snapshot, pool.slots(), cycle.now);
+                }
             };
             run();
             let used = allocation_counter::measure(|| (0..10).for_each(|_| run()));
             let kind = row.about.kind;
             assert_eq!(used.count_total, 0, "{kind}: {} bytes for {endpoints} endpoints", used.bytes_total);
         }
+    }
+}
+
+/// What a request asks of the policies, with none and with a thousand in force.
+#[test]
+fn policies_are_looked_up_without_allocating() {
+    let target = |i: usize| RewriteTarget { model: format!("target-{i}"), weight: Some(1 + i as u32) };
+    let rule = |i: usize| RewriteRule { models: vec![format!("model-{i}")], targets: vec![target(i), target(i + 1)] };
+    let rewrite = |i: usize| RewriteSpec { name: format!("rewrite-{i}"), created: 0, rules: vec![rule(i)] };
+    let objective = |i: usize| ObjectiveSpec { name: format!("objective-{i}"), priority: i as i32 - 500 };
+    let many = Policies::new((0..1_000).map(objective).collect(), (0..1_000).map(rewrite).collect());
+    for (policies, expected) in [(Policies::default(), (None, None)), (many, (Some(-493), Some("target-8")))] {
+        let used = allocation_counter::measure(|| {
+            let chosen = policies.rule("model-7").and_then(|rule| rule.choose(|below| below - 1));
+            assert_eq!((policies.priority("objective-7"), chosen), expected);
+            assert!(policies.rule("another").is_none() && policies.priority("another").is_none());
+        });
+        assert_eq!(used.count_total, 0, "{} bytes", used.bytes_total);
     }
 }

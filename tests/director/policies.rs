@@ -212,9 +212,9 @@ fn a_full_pool_refuses_negative_priorities_and_no_others() {
     };
     let mut open = Vec::new();
     for _ in 0..3 {
-        open.push(ask("batch").ok().expect("there is room"));
+        open.push(ask("batch").expect("there is room"));
     }
-    open.push(ask("chat").ok().expect("never refused"));
+    open.push(ask("chat").expect("never refused"));
     let refused = ask("batch").err().expect("four of four");
     assert_eq!(refused, Rejection::shed());
     assert_eq!(
@@ -223,11 +223,11 @@ fn a_full_pool_refuses_negative_priorities_and_no_others() {
     );
     assert_eq!(refused.to_string(), "system saturated, sheddable request dropped");
     for objective in ["chat", "zero", "unknown"] {
-        open.push(ask(objective).ok().expect("not sheddable"));
+        open.push(ask(objective).expect("not sheddable"));
     }
     // The endpoints that the request may use count, not the others.
     pool.replace(vec![spec(1, "decode"), spec(2, "decode"), spec(3, "decode"), spec(4, "decode")]);
-    drop(ask("batch").ok().expect("seven of eight"));
+    drop(ask("batch").expect("seven of eight"));
     let only = |ip: &str| Some(SubsetHint { entries: vec![SubsetEntry::parse(ip).unwrap()] });
     let within = |ip: &str| {
         let request = CompleteRequest { subset: only(ip), ..with(completion(), &[(OBJECTIVE, "batch")]) };
@@ -239,7 +239,7 @@ fn a_full_pool_refuses_negative_priorities_and_no_others() {
 
     open.clear();
     pool.replace(vec![spec(1, "decode")]);
-    drop(ask("batch").ok().expect("room again"));
+    drop(ask("batch").expect("room again"));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
+use crate::log;
 use crate::stack::{Entry, MODEL, Setup, Stack, both, completion, post, quick, sims, until, within};
 
 const ASKED: &str = "the-name-of-the-client";
@@ -17,10 +18,14 @@ const BASE: &str = "base";
 const CANARY: &str = "canary/with \"quotes\"";
 const DECISIONS: &str = "llm_d_epp_model_rewrite_decisions_total";
 
+fn target(model: &str, weight: Option<u32>) -> RewriteTarget {
+    RewriteTarget { model: model.into(), weight }
+}
+
 /// One rule for the model of the client.
 fn split(targets: &[(&str, Option<u32>)]) -> Policies {
-    let targets = targets.iter().map(|(model, weight)| RewriteTarget { model: (*model).into(), weight: *weight });
-    let rule = RewriteRule { models: vec![ASKED.into()], targets: targets.collect() };
+    let targets = targets.iter().map(|(model, weight)| target(model, *weight)).collect();
+    let rule = RewriteRule { models: vec![ASKED.into()], targets };
     Policies::new(Vec::new(), vec![RewriteSpec { name: "canary-rollout".into(), created: 0, rules: vec![rule] }])
 }
 
@@ -198,6 +203,7 @@ async fn a_full_pool_sheds_negative_priorities_only() {
 /// A pool whose pages cannot be read is not a full one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pool_of_which_nothing_is_known_sheds_nothing() {
+    log::keep();
     let servers = sims(&["one"]).await;
     let stack = Stack::start(Setup::a(&servers)).await;
     let batch = ObjectiveSpec { name: "batch".into(), priority: -10 };
@@ -209,5 +215,17 @@ async fn a_pool_of_which_nothing_is_known_sheds_nothing() {
     let page = stack.metrics().await;
     assert!(page.label_values("llm_d_epp_flow_control_pool_saturation", "stage").is_empty());
     assert_eq!(page.sum("llm_d_epp_request_total", &[("priority", "-10")]), 5.0);
+    assert_eq!(log::lines_with(&["a sheddable request passed unchecked"]).len(), 1, "once a minute");
+
+    // What is wrong with a rewrite is said when it is new, not at every change.
+    let mixed = || {
+        let targets = vec![target(BASE, Some(1)), target(CANARY, None)];
+        let rule = RewriteRule { models: Vec::new(), targets };
+        vec![RewriteSpec { name: "half-weighted".into(), created: 0, rules: vec![rule] }]
+    };
+    let other = ObjectiveSpec { name: "other".into(), priority: 1 };
+    stack.pool.set_policies(Policies::new(Vec::new(), mixed()));
+    stack.pool.set_policies(Policies::new(vec![other], mixed()));
+    assert_eq!(log::lines_with(&["`half-weighted`, rules[0]: 1 of 2 targets have a weight"]).len(), 1);
     stack.finish(&[(Outcome::Completed, 5)]).await;
 }

@@ -56,7 +56,7 @@ const WATCH_SECONDS: u32 = 240;
 /// First delay after a failure.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// Longest delay after a failure.
-pub const LAST_DELAY: Duration = Duration::from_secs(10);
+pub const LAST_DELAY: Duration = Duration::from_secs(5);
 /// A watch that lasted this long, or said something, was a good one: the delays begin anew.
 const GOOD_WATCH: Duration = Duration::from_secs(5);
 /// Time between two looks for a resource that the cluster does not have or does not let us see.
