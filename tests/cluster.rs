@@ -6,6 +6,8 @@
 #[path = "process/harness.rs"]
 #[allow(dead_code, reason = "shared with other test programs; each uses its part")]
 mod harness;
+#[path = "shared/helm.rs"]
+mod helm;
 #[path = "support/page.rs"]
 #[allow(dead_code, reason = "shared with other test programs; each uses its part")]
 mod page;
@@ -17,6 +19,8 @@ mod stack;
 mod access;
 #[path = "cluster/apiserver.rs"]
 mod apiserver;
+#[path = "cluster/chart.rs"]
+mod chart;
 #[path = "cluster/churn.rs"]
 mod churn;
 #[path = "cluster/conformance.rs"]
@@ -25,6 +29,8 @@ mod conformance;
 mod definitions;
 #[path = "cluster/echo_h2c.rs"]
 mod echo_h2c;
+#[path = "cluster/policies.rs"]
+mod policies;
 #[path = "cluster/replicas.rs"]
 mod replicas;
 #[path = "cluster/watch.rs"]

@@ -1,0 +1,68 @@
+{{/* The configuration that the picker also has without a file, with what the values say about parsers and metrics pages. */}}
+{{- define "pointsman.defaultPlugins" -}}
+{{- $epp := .Values.router.epp -}}
+{{- $source := $epp.metricsDataSource -}}
+{{- $engine := .Values.router.modelServers.type -}}
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: queue-scorer
+- type: kv-cache-utilization-scorer
+- type: prefix-cache-scorer
+- type: metrics-data-source
+  parameters:
+    scheme: {{ $source.scheme | quote }}
+    path: {{ $source.path | quote }}
+    insecureSkipVerify: {{ $source.insecureSkipVerify }}
+- type: core-metrics-extractor
+  parameters:
+    defaultEngine: {{ $engine | quote }}
+{{- range $epp.parsers }}
+- type: {{ . }}
+{{- end }}
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: queue-scorer
+    weight: 2
+  - pluginRef: kv-cache-utilization-scorer
+    weight: 2
+  - pluginRef: prefix-cache-scorer
+    weight: 3
+{{- with $epp.parsers }}
+requestHandler:
+  parsers:
+  {{- range . }}
+  - pluginRef: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* For bodies of any kind: nothing in them is read. */}}
+{{- define "pointsman.payloadAgnostic" -}}
+apiVersion: llm-d.ai/v1alpha1
+kind: EndpointPickerConfig
+plugins:
+- type: passthrough-parser
+- type: active-request-scorer
+- type: session-affinity-scorer
+schedulingProfiles:
+- name: default
+  plugins:
+  - pluginRef: active-request-scorer
+    weight: 1
+  - pluginRef: session-affinity-scorer
+    weight: 2
+requestHandler:
+  parsers:
+  - pluginRef: passthrough-parser
+{{- end -}}
+
+{{/* Every configuration file, name to text; what the user gives beats what is built in. */}}
+{{- define "pointsman.configFiles" -}}
+{{- $epp := .Values.router.epp -}}
+{{- $files := dict "default-plugins.yaml" (include "pointsman.defaultPlugins" .) "payload-agnostic.yaml" (include "pointsman.payloadAgnostic" .) -}}
+{{- with $epp.pluginsConfig }}{{ $_ := set $files $epp.pluginsConfigFile (toYaml .) }}{{ end -}}
+{{- range $name, $text := $epp.pluginsCustomConfig }}{{ $_ := set $files $name $text }}{{ end -}}
+{{- toYaml $files -}}
+{{- end -}}
