@@ -15,6 +15,8 @@ mod page;
 #[allow(dead_code, reason = "shared with other test programs; each uses its part")]
 mod stack;
 
+#[path = "cluster/access.rs"]
+mod access;
 #[path = "cluster/apiserver.rs"]
 mod apiserver;
 #[path = "cluster/chart.rs"]

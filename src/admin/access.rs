@@ -80,11 +80,14 @@ pub enum Denied {
     Unavailable(String),
 }
 
+/// Hash of a token, and a path.
+type Key = ([u8; 32], &'static str);
+
 /// The guard of the pages.
 pub struct Access {
     judge: Arc<dyn Judge>,
     clock: Arc<dyn Clock>,
-    remembered: Mutex<HashMap<([u8; 32], &'static str), (Verdict, Timestamp)>>,
+    remembered: Mutex<HashMap<Key, (Verdict, Timestamp)>>,
     questions: Semaphore,
 }
 
@@ -127,12 +130,12 @@ impl Access {
         }
     }
 
-    fn known(&self, key: ([u8; 32], &'static str)) -> Option<Verdict> {
+    fn known(&self, key: Key) -> Option<Verdict> {
         let now = self.clock.now();
         self.remembered.lock().get(&key).filter(|(_, until)| now < *until).map(|(verdict, _)| *verdict)
     }
 
-    fn remember(&self, key: ([u8; 32], &'static str), verdict: Verdict) {
+    fn remember(&self, key: Key, verdict: Verdict) {
         let now = self.clock.now();
         let until = now.plus(if verdict == Verdict::Allowed { ALLOWED } else { REFUSED });
         let mut remembered = self.remembered.lock();

@@ -197,7 +197,7 @@ impl Candidate {
     fn answered(&mut self, answer: Answer, began: Timestamp) {
         let now = self.clock.now();
         match answer {
-            Answer::Read(lease) => self.saw(lease, true),
+            Answer::Read(lease) => self.saw(lease.map(|lease| *lease), true),
             Answer::Wrote(record, meta) => self.election.wrote(record, meta, began, now),
             Answer::Conflict => self.election.conflict(now),
             Answer::Failed(failure, error) => {
@@ -242,7 +242,7 @@ impl Candidate {
 /// What a call came to.
 enum Answer {
     /// The lease, if there is one.
-    Read(Option<Lease>),
+    Read(Option<Box<Lease>>),
     Wrote(Record, Box<ObjectMeta>),
     Conflict,
     Failed(Failure, String),
@@ -256,7 +256,7 @@ fn call(api: Api<Lease>, name: Arc<str>, step: Step<Box<ObjectMeta>>) -> BoxFutu
     Box::pin(async move {
         let work = async {
             match step {
-                Step::Wait(_) | Step::Read => api.get_opt(&name).await.map(Answer::Read),
+                Step::Wait(_) | Step::Read => api.get_opt(&name).await.map(|lease| Answer::Read(lease.map(Box::new))),
                 Step::Create(record) => {
                     let meta = ObjectMeta { name: Some(name.to_string()), ..ObjectMeta::default() };
                     let made = api.create(&PostParams::default(), &write(meta, &record)).await;

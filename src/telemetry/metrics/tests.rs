@@ -101,6 +101,11 @@ fn populated() -> Arc<Metrics> {
     metrics.watch_scores(vec![("queue".into(), "queue-scorer")], move || Arc::clone(&shown));
     metrics.show_features(vec![("usage".into(), "--token-metrics".into())]);
     metrics.watch_spans(|| [5, 3, 1]);
+    metrics.watch_watches(|| {
+        let (states, failures) = (vec![("watching", true)], vec![("gone", 1)]);
+        let age = Some(Duration::from_secs(1));
+        vec![WatchPage { resource: "pods", states, age, objects: 3, unreadable: 0, failures }]
+    });
     metrics.watch_leadership("epp-prod-llama.llm-d.ai".into(), || (true, 3, Some(Duration::from_secs(1))));
     metrics
 }
