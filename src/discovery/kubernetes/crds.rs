@@ -319,9 +319,9 @@ fn pool_kind() -> String {
     status = "InferenceObjectiveStatus",
     derive = "PartialEq",
     doc = "How important the requests are that name this object.",
-    printcolumn(name = "Inference Pool", type_ = "string", json_path = ".spec.poolRef.name"),
-    printcolumn(name = "Priority", type_ = "string", json_path = ".spec.priority"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Inference Pool","type":"string","jsonPath":".spec.poolRef.name"}"#,
+    printcolumn = r#"{"name":"Priority","type":"string","jsonPath":".spec.priority"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceObjectiveSpec {
@@ -352,8 +352,8 @@ pub struct InferenceObjectiveStatus {
     status = "InferenceModelRewriteStatus",
     derive = "PartialEq",
     doc = "Other names for models, by weight.",
-    printcolumn(name = "Inference Pool", type_ = "string", json_path = ".spec.poolRef.name"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn = r#"{"name":"Inference Pool","type":"string","jsonPath":".spec.poolRef.name"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
 #[serde(rename_all = "camelCase")]
 pub struct InferenceModelRewriteSpec {

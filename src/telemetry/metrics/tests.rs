@@ -102,9 +102,14 @@ fn populated() -> Arc<Metrics> {
     metrics.show_features(vec![("usage".into(), "--token-metrics".into())]);
     metrics.watch_spans(|| [5, 3, 1]);
     metrics.watch_watches(|| {
-        let (states, failures) = (vec![("watching", true)], vec![("gone", 1)]);
-        let age = Some(Duration::from_secs(1));
-        vec![WatchPage { resource: "pods", states, age, objects: 3, unreadable: 0, failures }]
+        vec![WatchPage {
+            resource: "pods",
+            states: vec![("watching", true), ("retrying", false)],
+            age: Some(Duration::from_millis(1500)),
+            objects: 7,
+            unreadable: 2,
+            failures: vec![("expired", 3)],
+        }]
     });
     metrics.watch_leadership("epp-prod-llama.llm-d.ai".into(), || (true, 3, Some(Duration::from_secs(1))));
     metrics
@@ -362,4 +367,19 @@ fn the_reference_lists_every_name() {
 #[test]
 fn promtool_has_no_complaint() {
     promtool::accepts(&page(&populated()));
+}
+
+#[test]
+fn watches_of_the_cluster_are_shown() {
+    let page = page(&populated());
+    for (series, expected) in [
+        ("llm_d_epp_discovery_watch_state{resource=\"pods\",state=\"watching\"}", 1.0),
+        ("llm_d_epp_discovery_watch_state{resource=\"pods\",state=\"retrying\"}", 0.0),
+        ("llm_d_epp_discovery_age_seconds{resource=\"pods\"}", 1.5),
+        ("llm_d_epp_discovery_objects{resource=\"pods\"}", 7.0),
+        ("llm_d_epp_discovery_unreadable_objects_total{resource=\"pods\"}", 2.0),
+        ("llm_d_epp_discovery_failures_total{resource=\"pods\",reason=\"expired\"}", 3.0),
+    ] {
+        assert_eq!(value(&page, series), expected, "{series}");
+    }
 }
