@@ -6,6 +6,8 @@
 //!
 //! `cargo bench --bench churn`
 
+#![allow(clippy::disallowed_methods, reason = "a measurement is about real time")]
+
 #[path = "pick/pool.rs"]
 #[allow(dead_code, reason = "only its profile is used")]
 mod fixture;

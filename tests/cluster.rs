@@ -39,3 +39,8 @@ mod tutorial;
 mod watch;
 #[path = "cluster/world.rs"]
 mod world;
+
+/// A variable of the environment, if it is set to anything.
+fn variable(name: &str) -> Option<String> {
+    std::env::vars().find(|(key, value)| key == name && !value.is_empty()).map(|(_, value)| value)
+}

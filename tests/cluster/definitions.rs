@@ -15,7 +15,7 @@ pub fn own() -> Vec<Value> {
 
 /// The published definitions, if `UPSTREAM_CRDS` names a folder with them.
 fn published() -> Option<Vec<Value>> {
-    let folder = std::env::var("UPSTREAM_CRDS").ok()?;
+    let folder = super::variable("UPSTREAM_CRDS")?;
     let mut found: Vec<_> = std::fs::read_dir(Path::new(&folder)).unwrap().map(|f| f.unwrap().path()).collect();
     found.retain(|path| path.extension().is_some_and(|e| e == "yaml"));
     found.sort();

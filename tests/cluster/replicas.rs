@@ -4,12 +4,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::Api;
 use pointsman::sim::client;
 use pointsman::sim::envoy::{Bootstrap, Envoy};
+use tokio::time::Instant;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -152,7 +153,7 @@ impl Steady {
 
 /// Requests per second; `POINTSMAN_RATE` asks for another rate (the figure of the documents is of 500 on an optimised build).
 fn rate() -> u32 {
-    std::env::var("POINTSMAN_RATE").ok().map_or(100, |rate| rate.parse().expect("POINTSMAN_RATE is a number"))
+    super::variable("POINTSMAN_RATE").map_or(100, |rate| rate.parse().expect("POINTSMAN_RATE is a number"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

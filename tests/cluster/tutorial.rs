@@ -81,7 +81,7 @@ async fn the_first_request_goes_as_the_page_says() {
     let kubeconfig = server.kubeconfig_file(apiserver::ADMIN);
     let install = block("helm install");
     let install = install.split("kubectl").next().unwrap().trim_end();
-    let helm = std::env::var("HELM_BIN").unwrap_or_else(|_| "helm".to_owned());
+    let helm = super::variable("HELM_BIN").unwrap_or_else(|| "helm".to_owned());
     // The servers have another port here than containers of their own would have.
     let install = format!("{install} --set 'router.modelServers.targetPorts[0].number={port}'");
     println!("$ {install}");
