@@ -1,7 +1,7 @@
 //! What a picker's own account may do and what it lets others read: the metrics port behind the reviews of a real API server,
 //! and an election with no more permissions than the documents ask for.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use serde_json::{Value, json};
 
