@@ -76,6 +76,12 @@ impl Stand {
 
     async fn ready(&self) {
         self.until(|s| s.readiness.is_ready(), || "ready".into()).await;
+        self.watched().await;
+    }
+
+    /// Waits until changes of pods are followed, so that what a test says there is heard.
+    async fn watched(&self) {
+        self.until(|s| s.fake.is_watched(PODS), || "watched".into()).await;
     }
 
     fn failures(&self, resource: Resource) -> BTreeMap<&'static str, u64> {
@@ -221,10 +227,13 @@ async fn a_version_that_expired_lists_anew() {
     stand.becomes(&["b-rank-0", "c-rank-0"]).await;
     assert_eq!(stand.failures(Resource::Pods), [("expired", 1)].into());
     // In the middle of a watch as well.
+    stand.watched().await;
     stand.fake.forget_requests();
     let gone = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}});
     stand.fake.say(PODS, format!("{gone}\n"));
-    stand.until(|s| s.fake.requests("limit=").len() == 1, || "listed".into()).await;
+    let pods = |s: &Stand| s.fake.requests("limit=").iter().filter(|r| r.contains("/pods")).count();
+    stand.until(|s| pods(s) == 1, || "listed".into()).await;
+    stand.watched().await;
     stand.fake.refuse(PODS, 410);
     stand.fake.cut();
     stand.until(|s| s.failures(Resource::Pods)["expired"] > 3, || "refused".into()).await;

@@ -15,7 +15,8 @@
 //! it fails a whole page for one object that does not decode; and it notices a dead connection only
 //! after the time that a watch may last.
 
-use std::borrow::Cow;
+mod wire;
+
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::hash::BuildHasher;
@@ -27,9 +28,6 @@ use http_body_util::BodyExt;
 use kube::api::{ListParams, WatchParams};
 use kube::client::Body;
 use kube::core::Request;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -38,6 +36,7 @@ use crate::lifecycle::clock::Clock;
 use super::objects::{Headed, Object, Read};
 use super::stats::{Reason, Resource, WatchState, WatchStats};
 use super::{Cluster, GROUP_LLM_D, GROUP_V1ALPHA2, Stats};
+use wire::{ApiResources, Failure, Line, Page, Status, chain, collect, decode};
 
 /// Objects of one page of a list.
 pub const PAGE: u32 = 250;
@@ -118,82 +117,6 @@ pub struct Watch<T: Object> {
     pub stats: Arc<Stats>,
     /// For the time when the server was last heard.
     pub clock: Arc<dyn Clock>,
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("{message}")]
-struct Failure {
-    reason: Reason,
-    message: String,
-    /// Whether a watch may go on from where it was.
-    resume: bool,
-    /// Whether a page was too large.
-    too_large: bool,
-}
-
-impl Failure {
-    fn new(reason: Reason, message: impl Into<String>) -> Self {
-        let resume = matches!(reason, Reason::Unreachable | Reason::Timeout);
-        Self { reason, message: message.into(), resume, too_large: false }
-    }
-
-    fn of_status(code: u16, message: String) -> Self {
-        let reason = match code {
-            401 | 403 => Reason::Forbidden,
-            404 => Reason::NotFound,
-            410 => Reason::Expired,
-            408 | 504 => Reason::Timeout,
-            _ => Reason::Refused,
-        };
-        // A server that is starting or overwhelmed; a list would be more work for it.
-        let resume = matches!(code, 408 | 429 | 500..);
-        Self { resume, ..Self::new(reason, message) }
-    }
-}
-
-/// A page of a list whose objects are still text.
-#[derive(Deserialize)]
-struct Page<'a> {
-    #[serde(default)]
-    metadata: PageMeta,
-    #[serde(borrow)]
-    items: Option<Vec<&'a RawValue>>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct PageMeta {
-    resource_version: String,
-    #[serde(rename = "continue")]
-    next: String,
-}
-
-/// A line of a watch whose object is still text.
-#[derive(Deserialize)]
-struct Line<'a> {
-    #[serde(rename = "type", borrow)]
-    kind: Cow<'a, str>,
-    #[serde(borrow)]
-    object: &'a RawValue,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Status {
-    code: u16,
-    message: String,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ApiResources {
-    resources: Vec<ApiResource>,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct ApiResource {
-    name: String,
 }
 
 /// Delays that grow with every failure in a row.
@@ -638,38 +561,4 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
             }
         }
     }
-}
-
-/// The bytes of a body, at most `limit`.
-async fn collect(mut body: Body, limit: usize) -> Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|e| Failure::new(Reason::Unreachable, chain(&e)))?;
-        if let Some(data) = frame.data_ref() {
-            if bytes.len() + data.len() > limit {
-                let message = format!("the answer is larger than {limit} bytes");
-                return Err(Failure { too_large: true, ..Failure::new(Reason::Malformed, message) });
-            }
-            bytes.extend_from_slice(data);
-        }
-    }
-    Ok(bytes)
-}
-
-fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(body).map_err(|e| Failure::new(Reason::Malformed, e.to_string()))
-}
-
-/// An error with its causes; the outermost alone often says only that something failed.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let inner_text = inner.to_string();
-        if !text.contains(&inner_text) {
-            text = format!("{text}: {inner_text}");
-        }
-        cause = inner.source();
-    }
-    text
 }

@@ -92,6 +92,11 @@ impl Fake {
         state.record(version, path, "DELETED", object, None);
     }
 
+    /// Whether somebody watches `path`.
+    pub fn is_watched(&self, path: &str) -> bool {
+        self.0.lock().watchers.iter().any(|w| w.path == path && !w.out.is_closed())
+    }
+
     /// Sends bytes on the watches of `path`, as they are.
     pub fn say(&self, path: &str, bytes: impl Into<Bytes>) {
         let bytes = bytes.into();
