@@ -32,12 +32,32 @@ struct Watcher {
     out: mpsc::UnboundedSender<Piece>,
 }
 
+/// Something that happened.
+struct Past {
+    version: u64,
+    path: String,
+    kind: &'static str,
+    object: Value,
+    before: Option<Value>,
+}
+
+impl Past {
+    /// What a watcher is told. As with the real one, an object that ceases to match is deleted to it.
+    fn told(&self, selector: &Option<(String, String)>) -> Option<Bytes> {
+        let was = self.before.as_ref().is_some_and(|before| matches(before, selector));
+        match (was, matches(&self.object, selector)) {
+            (_, true) => Some(line(self.kind, &self.object)),
+            (true, false) => Some(line("DELETED", &self.object)),
+            (false, false) => None,
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     version: u64,
     objects: BTreeMap<(String, String), Value>,
-    /// (version, path, event, object)
-    history: VecDeque<(u64, String, &'static str, Value)>,
+    history: VecDeque<Past>,
     /// Watches from before this version expire.
     oldest: u64,
     watchers: Vec<Watcher>,
@@ -202,18 +222,13 @@ impl Fake {
 
 impl State {
     fn record(&mut self, version: u64, path: &str, kind: &'static str, object: Value, before: Option<Value>) {
-        self.history.push_back((version, path.to_owned(), kind, object.clone()));
+        let past = Past { version, path: path.to_owned(), kind, object, before };
         for watcher in self.watchers.iter().filter(|w| w.path == path && !self.deaf) {
-            // As the real one: an object that ceases to match is deleted to this watcher.
-            let (was, is) =
-                (before.as_ref().is_some_and(|b| matches(b, &watcher.selector)), matches(&object, &watcher.selector));
-            let kind = match (was, is) {
-                (_, true) => kind,
-                (true, false) => "DELETED",
-                (false, false) => continue,
-            };
-            let _ = watcher.out.send(Ok(line(kind, &object)));
+            if let Some(told) = past.told(&watcher.selector) {
+                let _ = watcher.out.send(Ok(told));
+            }
         }
+        self.history.push_back(past);
     }
 
     fn watch(&mut self, path: String, selector: Option<(String, String)>, from: u64) -> Answer {
@@ -224,9 +239,9 @@ impl State {
             let _ = out.send(Ok(line("ERROR", &gone)));
             return stream(receiver);
         }
-        for (version, p, kind, object) in &self.history {
-            if *version > from && *p == path && matches(object, &selector) {
-                let _ = out.send(Ok(line(kind, object)));
+        for past in self.history.iter().filter(|past| past.version > from && past.path == path) {
+            if let Some(told) = past.told(&selector) {
+                let _ = out.send(Ok(told));
             }
         }
         self.watchers.push(Watcher { path, selector, out });
