@@ -35,7 +35,7 @@ instructions: ## count instructions and allocations of the hot path and hold the
 
 # Seconds for each fuzz target, and the targets; see fuzz/README.md.
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS ?= json_body sse metrics_text config endpoints_file extproc_message
+FUZZ_TARGETS ?= json_body sse metrics_text config endpoints_file extproc_message http_answer kubernetes_objects
 fuzz: export RUSTC_BOOTSTRAP = 1
 fuzz: ## run every fuzz target for FUZZ_SECONDS seconds
 	@command -v cargo-fuzz >/dev/null || $(CARGO) install cargo-fuzz --locked

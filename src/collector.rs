@@ -29,7 +29,7 @@ use crate::lifecycle::clock::Clock;
 use crate::scheduling::plugin::Metric;
 
 mod endpoint;
-mod http1;
+pub mod http1;
 pub mod mapping;
 pub mod parse;
 pub mod plugins;

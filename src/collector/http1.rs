@@ -15,7 +15,7 @@ use httparse::Status;
 use super::PollError;
 
 /// Longest head in bytes.
-pub(super) const HEAD_LIMIT: usize = 64 * 1024;
+pub const HEAD_LIMIT: usize = 64 * 1024;
 /// Most header lines.
 const MAX_HEADERS: usize = 100;
 /// Most digits of a chunk's size.
@@ -42,7 +42,7 @@ enum State {
 
 /// One answer after the other on one connection; reusable.
 #[derive(Debug, Default)]
-pub(super) struct Response {
+pub struct Response {
     state: State,
     /// The head as far as it has come, if not at once.
     head: Vec<u8>,
