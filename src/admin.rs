@@ -30,10 +30,11 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use self::access::{Access, Denied};
@@ -53,6 +54,8 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
 /// Pages made at the same time.
 const PAGES: usize = 2;
+/// Time between two lines of the log that say that tokens cannot be checked.
+const SAY_EVERY: Duration = Duration::from_secs(60);
 
 const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
@@ -81,6 +84,8 @@ pub struct AdminState {
     decisions: Option<PageSource>,
     tls: Option<Arc<AdminTls>>,
     access: Option<Access>,
+    /// When it was last said that tokens cannot be checked.
+    said: Mutex<Option<Instant>>,
     pages: Semaphore,
 }
 
@@ -95,6 +100,7 @@ impl AdminState {
             decisions: None,
             tls: None,
             access: None,
+            said: Mutex::default(),
             pages: Semaphore::new(PAGES),
         }
     }
@@ -205,6 +211,19 @@ async fn answer(state: &Arc<AdminState>, request: Request<Incoming>) -> Reply {
     }
 }
 
+impl AdminState {
+    /// Whether it is time to say again that tokens cannot be checked: whoever reaches the port could fill the log.
+    fn may_say(&self) -> bool {
+        let now = Instant::now();
+        let mut said = self.said.lock();
+        let due = said.is_none_or(|at| now.duration_since(at) >= SAY_EVERY);
+        if due {
+            *said = Some(now);
+        }
+        due
+    }
+}
+
 /// The refusal, if the guard has one.
 async fn denied(state: &AdminState, request: &Request<Incoming>) -> Option<Reply> {
     let path = request.uri().path();
@@ -222,11 +241,15 @@ async fn denied(state: &AdminState, request: &Request<Incoming>) -> Option<Reply
             Some(text(StatusCode::FORBIDDEN, why))
         }
         Denied::Broken(error) => {
-            tracing::error!(error, "tokens for the metrics port cannot be checked");
+            if state.may_say() {
+                tracing::error!(error, "tokens for the metrics port cannot be checked");
+            }
             Some(text(StatusCode::INTERNAL_SERVER_ERROR, "tokens cannot be checked; the log says why\n"))
         }
         Denied::Unavailable(error) => {
-            tracing::warn!(error, "a token for the metrics port could not be checked");
+            if state.may_say() {
+                tracing::warn!(error, "a token for the metrics port could not be checked");
+            }
             Some(text(StatusCode::SERVICE_UNAVAILABLE, "tokens cannot be checked now\n"))
         }
     }

@@ -7,12 +7,13 @@
 //!
 //! What runs, each with its own failures: the ext_proc listener, the health listener and the admin
 //! listener (critical: if one ends, the process ends), the publisher of load samples (critical), the
-//! collector, the watchers of the endpoints file and of the certificates, and the leader election
-//! (critical).
+//! collector, the watchers of the endpoints file and of the certificates, and in a cluster discovery and
+//! the leader election (critical).
 //!
-//! Stop: readiness goes at once and for good, and the lease of the leader is given back; ext_proc keeps serving for the drain time; then
-//! connections are told to go away and open streams may end; what is left after the grace is cut. The
-//! process goes when the connections have written out what was said last, a second later at most.
+//! Stop: readiness goes at once and for good, and the lease of the leader is given back; ext_proc keeps
+//! serving for the drain time; then connections are told to go away and open streams may end; what is left
+//! after the grace is cut. The process goes when the connections have written out what was said last, a
+//! second later at most.
 
 mod build;
 mod files;

@@ -29,6 +29,8 @@ mod conformance;
 mod definitions;
 #[path = "cluster/echo_h2c.rs"]
 mod echo_h2c;
+#[path = "cluster/kubelet.rs"]
+mod kubelet;
 #[path = "cluster/policies.rs"]
 mod policies;
 #[path = "cluster/replicas.rs"]

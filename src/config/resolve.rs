@@ -330,6 +330,16 @@ fn cluster(settings: &Settings, problems: &mut Problems) {
                 } else {
                     problems.warn(nowhere, "--endpoint-selector", message, fix);
                 }
+            } else if let Some(pod) = pool.pod_name.as_ref().filter(|pod| workload_of(pod) == **pod)
+                && settings.leader_election
+            {
+                // Each replica would have a lease of its own, and all would lead.
+                problems.error(
+                    nowhere,
+                    "--ha-enable-leader-election",
+                    format!("with `--endpoint-selector` the lease is named after the Deployment, and `{pod}` is no name of a Deployment's pod"),
+                    "run the picker as a Deployment, or name an InferencePool with `--pool-name`",
+                );
             }
         }
     }

@@ -121,7 +121,8 @@ async fn a_container_that_is_started_again_takes_its_lease_without_waiting() {
     let again = picker(&world, &token, "picker-0").await;
     until("it leads again", async || status(&again, "/readyz", None).await == 200).await;
     println!("leader killed and started again in its pod: ready after {:?}", killed.elapsed());
-    assert!(killed.elapsed().as_secs() < 10, "{:?}", killed.elapsed());
+    // Its lease would have run out after 13 seconds at the soonest.
+    assert!(killed.elapsed().as_secs() < 12, "{:?}", killed.elapsed());
     assert_eq!(status(&standby, "/readyz", None).await, 503);
     nothing_was_forbidden(&world);
     again.stop().await;

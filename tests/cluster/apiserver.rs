@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
@@ -38,9 +40,18 @@ fn binary(tool: &str, variable: &str) -> PathBuf {
     })
 }
 
-/// A port that was free a moment ago.
+/// A port for a program that cannot be asked which one it got. It lies below those that the system gives to whoever asks for
+/// any, and is given once, so that nobody takes it before the program does.
 pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static NEXT: LazyLock<AtomicU16> = LazyLock::new(|| AtomicU16::new(fastrand::u16(0..SOME)));
+    const FIRST: u16 = 20_000;
+    const SOME: u16 = 12_000;
+    loop {
+        let port = FIRST + NEXT.fetch_add(1, Ordering::Relaxed) % SOME;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// A program that ends when this is dropped or the test program ends.

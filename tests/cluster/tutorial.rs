@@ -4,7 +4,7 @@
 //!
 //! `cargo test --test cluster tutorial -- --nocapture` prints what the page shows.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::process::Command;
 
 use k8s_openapi::api::apps::v1::Deployment;
@@ -16,8 +16,10 @@ use pointsman::sim::server::{self, SimConfig};
 use serde_json::{Value, json};
 
 use super::apiserver;
+use super::conformance::listeners;
 use super::harness::Picker;
 use super::helm::root;
+use super::kubelet;
 use super::stack::{envoy_binary, until};
 use super::world::{World, pod};
 
@@ -64,11 +66,11 @@ async fn the_first_request_goes_as_the_page_says() {
     let sample = std::fs::read_to_string(root("deploy/samples/simulated-servers.yaml")).unwrap();
     let sample = super::helm::documents(&sample).unwrap();
     world.apply(&sample[0]).await;
-    let first = server::start(SimConfig { name: "simulated-0".into(), ..SimConfig::default() }, None).await.unwrap();
-    let port = first.address.port();
-    let mut servers = vec![first];
-    for i in 1..4 {
-        let listener = tokio::net::TcpListener::bind(format!("127.0.30.{i}:{port}")).await.unwrap();
+    let ips: Vec<IpAddr> = (1..5).map(|i| IpAddr::from([127, 0, 30, i])).collect();
+    let (ports, listeners) = listeners(&ips, 1).await;
+    let port = ports[0];
+    let mut servers = Vec::new();
+    for (i, (_, listener)) in listeners.into_iter().enumerate() {
         let config = SimConfig { name: format!("simulated-{i}"), ..SimConfig::default() };
         servers.push(server::start(config, Some(listener)).await.unwrap());
     }
@@ -98,17 +100,9 @@ async fn the_first_request_goes_as_the_page_says() {
     let maps = maps.list(&ListParams::default()).await.unwrap().items;
     let map =
         |name: &str| maps.iter().find(|m| m.metadata.name.as_deref() == Some(name)).unwrap().data.clone().unwrap();
-    for (name, content) in map("demo-epp") {
-        std::fs::write(folder.path().join(name), content).unwrap();
-    }
-    let at = format!("{}/", folder.path().display());
-    let mut args: Vec<String> =
-        container["args"].as_array().unwrap().iter().map(|a| a.as_str().unwrap().replace("/config/", &at)).collect();
-    for port in ["--grpc-port", "--grpc-health-port", "--metrics-port"] {
-        let place = args.iter().position(|a| a == port).unwrap();
-        "0".clone_into(&mut args[place + 1]);
-    }
-    args.push("--drain-timeout=0s".to_owned());
+    let files = map("demo-epp");
+    kubelet::mount(files.iter().map(|(name, content)| (name, content.as_str())), folder.path());
+    let args = kubelet::arguments(&super::helm::texts(&container["args"]), folder.path());
     let account = spec["serviceAccountName"].as_str().unwrap();
     let token = server.token(NAMESPACE, account).await;
     let account_config = server.kubeconfig_file(&token);
@@ -116,24 +110,10 @@ async fn the_first_request_goes_as_the_page_says() {
         [("KUBECONFIG", account_config.as_str()), ("NAMESPACE", NAMESPACE), ("POD_NAME", "demo-epp-7d9c5b8f6-x2x2x")];
     let picker = Picker::start_in(&args.iter().map(String::as_str).collect::<Vec<_>>(), &env).await;
 
-    let mut bootstrap = map("demo-epp-proxy")["envoy.yaml"].clone();
-    for (from, to) in [
-        ("port_value: 8081", "port_value: 0".to_owned()),
-        ("port_value: 19001", "port_value: 0".to_owned()),
-        ("port_value: 19000", "port_value: 0".to_owned()),
-        ("port_value: 9002", format!("port_value: {}", picker.grpc.port())),
-        ("demo-epp-endpoints.first.svc.cluster.local", "localhost".to_owned()),
-    ] {
-        bootstrap = bootstrap.replace(from, &to);
-    }
+    let bootstrap = kubelet::bootstrap(&map("demo-epp-proxy")["envoy.yaml"], picker.grpc, NAMESPACE);
     let envoy_folder = tempfile::tempdir().unwrap();
     let envoy = Envoy::start_with(&envoy_binary(), &bootstrap, 1, envoy_folder.path()).await.unwrap();
-    let (_, listeners) = client::get(envoy.admin(), "/listeners?format=json").await.unwrap();
-    let listeners: Value = serde_json::from_slice(&listeners).unwrap();
-    let listeners = listeners["listener_statuses"].as_array().unwrap();
-    let inference = listeners.iter().find(|l| l["name"] == "inference").unwrap();
-    let port = inference["local_address"]["socket_address"]["port_value"].as_u64().unwrap();
-    let proxy = SocketAddr::from(([127, 0, 0, 1], u16::try_from(port).unwrap()));
+    let proxy = kubelet::inference(&envoy).await;
     until("the picker knows the servers", async || {
         let (_, page) = picker.get("/metrics").await;
         page.lines().any(|l| l.starts_with("llm_d_epp_ready_endpoints") && l.ends_with(" 4"))

@@ -116,7 +116,8 @@ async fn losing_the_api_server_changes_nothing_until_it_is_back() {
     world.delete("a").await;
     world.status("b", "10.0.0.2", false).await;
     world.ready("d", "10.0.0.4").await;
-    until("the picker notices", async || picker.page().sum("llm_d_epp_discovery_failures_total", &[]) > 0.0).await;
+    let failures = |labels: &[(&str, &str)]| picker.page().sum("llm_d_epp_discovery_failures_total", labels);
+    until("the picker notices", async || failures(&[]) > 0.0).await;
     picker.has(&before).await;
     assert!(picker.readiness.is_ready(), "what was known last is still routed to");
 
@@ -124,6 +125,7 @@ async fn losing_the_api_server_changes_nothing_until_it_is_back() {
     // the picker has to find out for itself what vanished.
     server.serve().await;
     picker.has(&[("c-rank-0", "10.0.0.3:8000"), ("d-rank-0", "10.0.0.4:8000")]).await;
+    assert!(failures(&[("resource", "pods"), ("reason", "expired")]) > 0.0, "no watch was told 410 Gone");
     world.status("b", "10.0.0.2", true).await;
     picker.has(&[("b-rank-0", "10.0.0.2:8000"), ("c-rank-0", "10.0.0.3:8000"), ("d-rank-0", "10.0.0.4:8000")]).await;
     picker.stop().await;

@@ -56,9 +56,11 @@ impl LabelCap {
         value
     }
 
-    /// Lets configured values through whatever the cap says; at most `max` of them.
+    /// Lets these configured values through whatever the cap says, at most `max` of them, in the place of those
+    /// of the last call.
     pub fn pin<'a>(&self, values: impl IntoIterator<Item = &'a str>) {
         let mut pinned = self.pinned.write();
+        pinned.clear();
         for value in values {
             if value.len() <= MAX_VALUE_BYTES && pinned.len() < self.max {
                 pinned.insert(value.into());
