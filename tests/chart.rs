@@ -110,6 +110,7 @@ fn flags_beat_values() {
         "router.epp.flags.tracing=true",
         "router.epp.flags.zap-encoder=console",
         "router.epp.flags.metrics-endpoint-auth=false",
+        "router.monitoring.prometheus.enabled=true",
     ]);
     let said = arguments(&objects).join(" ");
     for (flag, value) in [("ha-enable-leader-election", "false"), ("tracing", "true"), ("zap-encoder", "console")] {
@@ -197,9 +198,19 @@ fn rights_are_exactly_what_the_picker_uses() {
     let create = "Role: coordination.k8s.io | leases |  |  | create";
     let lease = "Role: coordination.k8s.io | leases | epp-llm-demo.llm-d.ai |  | get,watch,update";
 
-    assert_eq!(rights(&template_set(&[]), "demo-epp"), set(&[pods, pool, policies, tokens, access]));
+    // Tokens are checked where something scrapes that shows one, and nowhere else.
     let open = "router.monitoring.prometheus.auth.enabled=false";
-    assert_eq!(rights(&template_set(&[open]), "demo-epp"), set(&[pods, pool, policies]));
+    let (service_monitor, pod_monitor) =
+        ("router.monitoring.prometheus.enabled=true", "router.monitoring.podMonitor.enabled=true");
+    for quiet in [&[][..], &[open], &[open, service_monitor], &[open, pod_monitor]] {
+        let objects = template_set(quiet);
+        assert_eq!(rights(&objects, "demo-epp"), set(&[pods, pool, policies]), "{quiet:?}");
+        assert!(!objects.iter().any(|o| text(&o["kind"]).starts_with("Cluster")), "{quiet:?}");
+    }
+    for scraped in [&[service_monitor][..], &[pod_monitor], &[service_monitor, pod_monitor]] {
+        let objects = template_set(scraped);
+        assert_eq!(rights(&objects, "demo-epp"), set(&[pods, pool, policies, tokens, access]), "{scraped:?}");
+    }
     let selector = "router.inferencePool.create=false";
     assert_eq!(rights(&template_set(&[open, selector]), "demo-epp"), set(&[pods]));
     for mode in ["gateway", "standalone"] {
