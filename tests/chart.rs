@@ -34,6 +34,16 @@ fn helm_finds_no_fault_with_the_chart() {
     }
 }
 
+/// From 1.30 on the API server takes a `sleep` before a pod's end.
+#[test]
+fn older_clusters_are_refused() {
+    let elected = ["--set", "router.modelServers.matchLabels.app=vllm,router.epp.replicas=2", "--kube-version"];
+    let said = helm::render(&[&elected[..], &["1.29.9"]].concat()).expect_err("1.29 has no such handler");
+    assert!(said.contains("1.30"), "{said}");
+    let objects = helm::render(&[&elected[..], &["1.30.0"]].concat()).unwrap();
+    assert!(picker(&objects)["lifecycle"]["preStop"]["sleep"].is_object());
+}
+
 #[test]
 fn every_values_file_of_the_folder_is_a_case() {
     let files = std::fs::read_dir(root("tests/data/helm")).unwrap();
