@@ -288,6 +288,28 @@ fn probes_ports_and_ends_fit_the_process() {
     }
 }
 
+/// Sleep, drain and open streams are over before Kubernetes kills the pod.
+#[test]
+fn the_end_of_a_pod_fits_into_its_grace_period() {
+    let elected = template_set(&["router.epp.replicas=2"]);
+    let all = every_case().map(|(case, mode)| (format!("{case}, {mode}"), template(case, mode)));
+    for (what, objects) in all.chain([("elected".to_owned(), elected)]) {
+        let said = arguments(&objects);
+        let seconds = |flag: &str, default: u64| {
+            let given = said.iter().find_map(|a| a.strip_prefix(flag)?.strip_prefix('=')?.strip_suffix('s'));
+            given.map_or(default, |n| n.parse().unwrap())
+        };
+        let sleep = picker(&objects)["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap_or(0);
+        let drain = seconds("--drain-timeout", 30);
+        let grace = seconds("--shutdown-grace", pointsman::app::GRACE.as_secs());
+        let period =
+            object(&objects, "Deployment", "demo-epp")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+                .as_u64()
+                .unwrap();
+        assert!(sleep + drain + grace <= period, "{what}: {sleep} + {drain} + {grace} > {period}");
+    }
+}
+
 #[test]
 fn replicas_decide_strategy_budget_and_probes() {
     let strategy =
@@ -298,7 +320,7 @@ fn replicas_decide_strategy_budget_and_probes() {
     // Standbys are never ready: neither a rollout nor a budget may count on them.
     let elected = template_set(&["router.epp.replicas=3"]);
     assert_eq!(strategy(&elected), json!({"maxUnavailable": "100%", "maxSurge": "100%"}));
-    assert_eq!(picker(&elected)["lifecycle"]["preStop"]["sleep"]["seconds"], 5);
+    assert_eq!(picker(&elected)["lifecycle"]["preStop"]["sleep"]["seconds"], 10);
     assert!(!elected.iter().any(|o| o["kind"] == "PodDisruptionBudget"));
     let all_work = template_set(&["router.epp.replicas=3", "router.epp.leaderElection=false"]);
     assert_eq!(strategy(&all_work), json!({"maxUnavailable": 0, "maxSurge": 1}));
