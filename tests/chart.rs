@@ -243,6 +243,30 @@ fn rights_are_exactly_what_the_picker_uses() {
     assert!(!objects.iter().any(|o| o["kind"] == "ServiceAccount"));
 }
 
+/// Two monitored releases of one cluster, or of one namespace, have no object in common.
+#[test]
+fn no_two_releases_share_an_object() {
+    let chart = root("deploy/helm/pointsman").display().to_string();
+    let long = |end: &str| format!("{}{end}", "n".repeat(45));
+    let (first, second) = (long("1"), long("2"));
+    let releases = [("a-b", "c"), ("a", "b-c"), ("a", "b"), ("b", "b"), ("a", &first), ("a", &second), ("ab", "c")];
+    let mut seen = BTreeSet::new();
+    for (release, namespace) in releases {
+        let sets = "router.modelServers.matchLabels.app=vllm,router.monitoring.prometheus.enabled=true";
+        let args = ["template", release, &chart, "--namespace", namespace, "--kube-version", "1.35.0", "--set", sets];
+        let output = helm::helm(&args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for o in helm::documents(&String::from_utf8(output.stdout).unwrap()).unwrap() {
+            let (name, place) = (text(&o["metadata"]["name"]), &o["metadata"]["namespace"]);
+            assert!(name.len() <= 253, "{name}");
+            let key = format!("{} {place} {name}", text(&o["kind"]));
+            assert!(seen.insert(key.clone()), "{release} in {namespace}: {key} is another release's");
+        }
+    }
+    // Neither a dash nor a cut: the name says it all.
+    assert!(seen.contains("ClusterRole null a-b-epp"), "{seen:?}");
+}
+
 #[test]
 fn probes_ports_and_ends_fit_the_process() {
     for (case, mode) in every_case() {
@@ -376,6 +400,12 @@ fn monitoring_knows_how_to_get_in() {
     );
     let annotations = &object(&objects, "Secret", secret)["metadata"]["annotations"];
     assert_eq!(annotations["kubernetes.io/service-account.name"], "demo-epp-metrics-reader");
+    // A secret of the release's own where no name is given.
+    let unnamed = template_set(&["router.monitoring.prometheus.enabled=true"]);
+    let own = "demo-epp-metrics-reader";
+    let credentials = &object(&unnamed, "ServiceMonitor", "demo-epp")["spec"]["endpoints"][0]["authorization"];
+    assert_eq!(credentials["credentials"]["name"], own);
+    assert_eq!(object(&unnamed, "Secret", own)["type"], "kubernetes.io/service-account-token");
     let picker = picker(&objects);
     assert!(texts(&picker["args"]).contains(&"--tracing=true"));
     let variable = |name: &str| {
