@@ -34,6 +34,16 @@ fn helm_finds_no_fault_with_the_chart() {
     }
 }
 
+/// From 1.30 on the API server takes a `sleep` before a pod's end.
+#[test]
+fn older_clusters_are_refused() {
+    let elected = ["--set", "router.modelServers.matchLabels.app=vllm,router.epp.replicas=2", "--kube-version"];
+    let said = helm::render(&[&elected[..], &["1.29.9"]].concat()).expect_err("1.29 has no such handler");
+    assert!(said.contains("1.30"), "{said}");
+    let objects = helm::render(&[&elected[..], &["1.30.0"]].concat()).unwrap();
+    assert!(picker(&objects)["lifecycle"]["preStop"]["sleep"].is_object());
+}
+
 #[test]
 fn every_values_file_of_the_folder_is_a_case() {
     let files = std::fs::read_dir(root("tests/data/helm")).unwrap();
@@ -110,6 +120,7 @@ fn flags_beat_values() {
         "router.epp.flags.tracing=true",
         "router.epp.flags.zap-encoder=console",
         "router.epp.flags.metrics-endpoint-auth=false",
+        "router.monitoring.prometheus.enabled=true",
     ]);
     let said = arguments(&objects).join(" ");
     for (flag, value) in [("ha-enable-leader-election", "false"), ("tracing", "true"), ("zap-encoder", "console")] {
@@ -197,9 +208,19 @@ fn rights_are_exactly_what_the_picker_uses() {
     let create = "Role: coordination.k8s.io | leases |  |  | create";
     let lease = "Role: coordination.k8s.io | leases | epp-llm-demo.llm-d.ai |  | get,watch,update";
 
-    assert_eq!(rights(&template_set(&[]), "demo-epp"), set(&[pods, pool, policies, tokens, access]));
+    // Tokens are checked where something scrapes that shows one, and nowhere else.
     let open = "router.monitoring.prometheus.auth.enabled=false";
-    assert_eq!(rights(&template_set(&[open]), "demo-epp"), set(&[pods, pool, policies]));
+    let (service_monitor, pod_monitor) =
+        ("router.monitoring.prometheus.enabled=true", "router.monitoring.podMonitor.enabled=true");
+    for quiet in [&[][..], &[open], &[open, service_monitor], &[open, pod_monitor]] {
+        let objects = template_set(quiet);
+        assert_eq!(rights(&objects, "demo-epp"), set(&[pods, pool, policies]), "{quiet:?}");
+        assert!(!objects.iter().any(|o| text(&o["kind"]).starts_with("Cluster")), "{quiet:?}");
+    }
+    for scraped in [&[service_monitor][..], &[pod_monitor], &[service_monitor, pod_monitor]] {
+        let objects = template_set(scraped);
+        assert_eq!(rights(&objects, "demo-epp"), set(&[pods, pool, policies, tokens, access]), "{scraped:?}");
+    }
     let selector = "router.inferencePool.create=false";
     assert_eq!(rights(&template_set(&[open, selector]), "demo-epp"), set(&[pods]));
     for mode in ["gateway", "standalone"] {
@@ -220,6 +241,30 @@ fn rights_are_exactly_what_the_picker_uses() {
     assert_eq!(rights(&objects, "own"), set(&[]));
     assert_eq!(object(&objects, "Deployment", "demo-epp")["spec"]["template"]["spec"]["serviceAccountName"], "own");
     assert!(!objects.iter().any(|o| o["kind"] == "ServiceAccount"));
+}
+
+/// Two monitored releases of one cluster, or of one namespace, have no object in common.
+#[test]
+fn no_two_releases_share_an_object() {
+    let chart = root("deploy/helm/pointsman").display().to_string();
+    let long = |end: &str| format!("{}{end}", "n".repeat(45));
+    let (first, second) = (long("1"), long("2"));
+    let releases = [("a-b", "c"), ("a", "b-c"), ("a", "b"), ("b", "b"), ("a", &first), ("a", &second), ("ab", "c")];
+    let mut seen = BTreeSet::new();
+    for (release, namespace) in releases {
+        let sets = "router.modelServers.matchLabels.app=vllm,router.monitoring.prometheus.enabled=true";
+        let args = ["template", release, &chart, "--namespace", namespace, "--kube-version", "1.35.0", "--set", sets];
+        let output = helm::helm(&args);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for o in helm::documents(&String::from_utf8(output.stdout).unwrap()).unwrap() {
+            let (name, place) = (text(&o["metadata"]["name"]), &o["metadata"]["namespace"]);
+            assert!(name.len() <= 253, "{name}");
+            let key = format!("{} {place} {name}", text(&o["kind"]));
+            assert!(seen.insert(key.clone()), "{release} in {namespace}: {key} is another release's");
+        }
+    }
+    // Neither a dash nor a cut: the name says it all.
+    assert!(seen.contains("ClusterRole null a-b-epp"), "{seen:?}");
 }
 
 #[test]
@@ -267,6 +312,28 @@ fn probes_ports_and_ends_fit_the_process() {
     }
 }
 
+/// Sleep, drain and open streams are over before Kubernetes kills the pod.
+#[test]
+fn the_end_of_a_pod_fits_into_its_grace_period() {
+    let elected = template_set(&["router.epp.replicas=2"]);
+    let all = every_case().map(|(case, mode)| (format!("{case}, {mode}"), template(case, mode)));
+    for (what, objects) in all.chain([("elected".to_owned(), elected)]) {
+        let said = arguments(&objects);
+        let seconds = |flag: &str, default: u64| {
+            let given = said.iter().find_map(|a| a.strip_prefix(flag)?.strip_prefix('=')?.strip_suffix('s'));
+            given.map_or(default, |n| n.parse().unwrap())
+        };
+        let sleep = picker(&objects)["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64().unwrap_or(0);
+        let drain = seconds("--drain-timeout", 30);
+        let grace = seconds("--shutdown-grace", pointsman::app::GRACE.as_secs());
+        let period =
+            object(&objects, "Deployment", "demo-epp")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+                .as_u64()
+                .unwrap();
+        assert!(sleep + drain + grace <= period, "{what}: {sleep} + {drain} + {grace} > {period}");
+    }
+}
+
 #[test]
 fn replicas_decide_strategy_budget_and_probes() {
     let strategy =
@@ -277,7 +344,7 @@ fn replicas_decide_strategy_budget_and_probes() {
     // Standbys are never ready: neither a rollout nor a budget may count on them.
     let elected = template_set(&["router.epp.replicas=3"]);
     assert_eq!(strategy(&elected), json!({"maxUnavailable": "100%", "maxSurge": "100%"}));
-    assert_eq!(picker(&elected)["lifecycle"]["preStop"]["sleep"]["seconds"], 5);
+    assert_eq!(picker(&elected)["lifecycle"]["preStop"]["sleep"]["seconds"], 10);
     assert!(!elected.iter().any(|o| o["kind"] == "PodDisruptionBudget"));
     let all_work = template_set(&["router.epp.replicas=3", "router.epp.leaderElection=false"]);
     assert_eq!(strategy(&all_work), json!({"maxUnavailable": 0, "maxSurge": 1}));
@@ -333,6 +400,12 @@ fn monitoring_knows_how_to_get_in() {
     );
     let annotations = &object(&objects, "Secret", secret)["metadata"]["annotations"];
     assert_eq!(annotations["kubernetes.io/service-account.name"], "demo-epp-metrics-reader");
+    // A secret of the release's own where no name is given.
+    let unnamed = template_set(&["router.monitoring.prometheus.enabled=true"]);
+    let own = "demo-epp-metrics-reader";
+    let credentials = &object(&unnamed, "ServiceMonitor", "demo-epp")["spec"]["endpoints"][0]["authorization"];
+    assert_eq!(credentials["credentials"]["name"], own);
+    assert_eq!(object(&unnamed, "Secret", own)["type"], "kubernetes.io/service-account-token");
     let picker = picker(&objects);
     assert!(texts(&picker["args"]).contains(&"--tracing=true"));
     let variable = |name: &str| {

@@ -3,9 +3,25 @@
 {{ .Release.Name | lower | trunc 40 | trimSuffix "-" | trimSuffix "." }}-epp
 {{- end -}}
 
-{{/* Name of cluster-wide objects, unique by namespace. */}}
+{{/*
+Name of cluster-wide objects, unique by release and namespace. Where a dash within one of the two, or a cut, would let
+another pair come to the same name (a-b in c, a in b-c), a hash of both follows; "/" is in neither.
+*/}}
 {{- define "pointsman.clusterName" -}}
-{{ printf "%s-%s-epp" (.Release.Name | lower | trunc 40) (.Release.Namespace | trunc 40) }}
+{{- $release := .Release.Name | lower | trunc 40 -}}
+{{- $namespace := .Release.Namespace | trunc 40 -}}
+{{- $whole := printf "%s/%s" .Release.Namespace .Release.Name -}}
+{{- $plain := printf "%s-%s-epp" $release $namespace -}}
+{{- if or (contains "-" $whole) (ne $whole (printf "%s/%s" $namespace $release)) -}}
+{{ printf "%s-%s" $plain ($whole | sha256sum | trunc 8) }}
+{{- else -}}
+{{ $plain }}
+{{- end -}}
+{{- end -}}
+
+{{/* Secret with the token of whoever scrapes. */}}
+{{- define "pointsman.metricsSecret" -}}
+{{ .Values.router.monitoring.prometheus.auth.secretName | default (printf "%s-metrics-reader" (include "pointsman.name" .)) }}
 {{- end -}}
 
 {{- define "pointsman.selectorLabels" -}}
