@@ -453,6 +453,70 @@ async fn a_server_that_ends_every_watch_at_once_is_asked_with_pauses() {
     assert!(asked < 40, "{asked} times in 100 s");
 }
 
+/// What is logged in this thread.
+#[derive(Clone, Default)]
+struct Said(Arc<parking_lot::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Said {
+    /// Listens until the guard is dropped.
+    fn listen(&self) -> tracing::subscriber::DefaultGuard {
+        let out = self.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || out.clone());
+        tracing::subscriber::set_default(subscriber.finish())
+    }
+
+    /// Takes the lines that contain `what`.
+    fn take(&self, what: &str) -> Vec<String> {
+        let text = String::from_utf8(std::mem::take(&mut *self.0.lock())).unwrap();
+        text.lines().filter(|line| line.contains(what)).map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_lists_and_does_not_watch_is_asked_with_pauses_and_reported_once() {
+    let said = Said::default();
+    let _listening = said.listen();
+    let expired = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}});
+    for (answer, reason) in [
+        (Err(403), "forbidden"),
+        (Err(410), "expired"),
+        (Ok(format!("{expired}\n").into()), "expired"),
+        (Ok("no json\n".into()), "malformed"),
+    ] {
+        let fake = cluster();
+        fake.spoil_watches(PODS, Some(answer));
+        let stand = Stand::start(fake);
+        stand.until(|s| s.readiness.is_ready(), || "ready".into()).await;
+        sleep(Duration::from_secs(60)).await;
+        let lists = stand.fake.requests("limit=").iter().filter(|r| r.contains("/pods")).count();
+        assert!((12..40).contains(&lists), "{reason}: {lists} lists in a minute");
+        assert_eq!(stand.failures(Resource::Pods).into_keys().collect::<Vec<_>>(), [reason]);
+        let lines = said.take("resource=\"pods\"");
+        assert_eq!(lines.len(), 1, "{reason}: {lines:?}");
+        assert!(lines[0].contains("WARN"), "{lines:?}");
+        // A good watch ends it, and the next trouble is news.
+        stand.fake.spoil_watches(PODS, None);
+        stand.watched().await;
+        sleep(Duration::from_secs(6)).await;
+        let lines = said.take("resource=\"pods\"");
+        assert!(lines.len() == 1 && lines[0].contains("tells again"), "{lines:?}");
+        stand.fake.cut();
+        stand.watched().await;
+        assert_eq!(said.take("resource=\"pods\"").len(), 1);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     /// Whatever happens to objects and connections, in the end the endpoints are what the objects say.
