@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::watch::{ABSENT_RETRY, LAST_DELAY, PAGE, SILENCE};
+use super::watch::{ABSENT_RETRY, ANSWER, LAST_DELAY, PAGE, PATIENCE, SILENCE};
 use super::*;
 use crate::domain::{ObjectiveSpec, Policies, PoolIdentity, RewriteSpec};
 use crate::lifecycle::clock::ManualClock;
@@ -427,6 +427,60 @@ async fn forbidden_resources_do_not_keep_it_from_being_ready() {
     assert!((20..=22).contains(&tries), "{tries} in ten minutes");
     stand.fake.refuse(OBJECTIVES, 0);
     stand.until(|s| **s.pool.policies() == policies(&[("o", 1)], &[]), || "in force".into()).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_stumbles_does_not_make_it_ready_without_policies() {
+    // By path and status: what a server that is starting, or a group that is not yet served, answers.
+    for (path, status) in [("/apis/llm-d.ai", 500), (OBJECTIVES, 503), (OBJECTIVES, 404), ("/apis/llm-d.ai", 404)] {
+        let fake = cluster();
+        fake.apply(OBJECTIVES, objective("o", 1, "p"));
+        fake.refuse(path, status);
+        let stand = Stand::start(fake);
+        stand.watched().await;
+        sleep(Duration::from_millis(500)).await;
+        assert!(!stand.readiness.is_ready(), "{status} of {path}");
+        stand.fake.refuse(path, 0);
+        stand.until(|s| s.readiness.is_ready(), || "ready".into()).await;
+        assert_eq!(**stand.pool.policies(), policies(&[("o", 1)], &[]), "{status} of {path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resource_that_always_fails_does_not_keep_it_from_being_ready_for_ever() {
+    let fake = cluster();
+    fake.refuse(OBJECTIVES, 500);
+    let stand = Stand::start(fake);
+    stand.watched().await;
+    let begun = Instant::now();
+    sleep(PATIENCE - Duration::from_secs(1)).await;
+    assert!(!stand.readiness.is_ready());
+    stand.until(|s| s.readiness.is_ready(), || "ready".into()).await;
+    assert!(begun.elapsed() <= PATIENCE + LAST_DELAY + Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_does_not_run_out_before_the_api_server_is_there() {
+    for deaf in [false, true] {
+        let fake = cluster();
+        fake.apply(OBJECTIVES, objective("o", 1, "p"));
+        fake.deaf(deaf);
+        fake.refuse("/", 503);
+        let stand = Stand::start(fake);
+        sleep(PATIENCE * 6).await;
+        // The pool comes back first, whatever the delays are.
+        stand.fake.refuse("/apis/llm-d.ai", 503);
+        stand.fake.refuse("/", 0);
+        stand.fake.deaf(false);
+        stand.watched().await;
+        sleep(Duration::from_secs(1)).await;
+        assert!(!stand.readiness.is_ready());
+        stand.fake.refuse("/apis/llm-d.ai", 0);
+        let back = Instant::now();
+        stand.until(|s| s.readiness.is_ready(), || "ready".into()).await;
+        assert!(back.elapsed() <= ANSWER + LAST_DELAY);
+        assert_eq!(**stand.pool.policies(), policies(&[("o", 1)], &[]));
+    }
 }
 
 #[tokio::test(start_paused = true)]

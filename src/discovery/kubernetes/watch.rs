@@ -6,6 +6,11 @@
 //! watch that was good takes the delay back, and lets the same trouble be logged again: a list does not,
 //! or a server that lists well and refuses every watch would be asked for lists without a pause.
 //!
+//! Resources that are optional may not keep the picker from being ready for ever, nor may it be ready
+//! without them because the API server stumbled once. So [`Change::Unavailable`] is said at once where
+//! they are forbidden, and otherwise after [`PATIENCE`]; and that the cluster does not have them counts
+//! at the second look, [`ABSENT_AGAIN`] after the first.
+//!
 //! Bounds. A connection that is half open (the peer is gone and nobody said so) costs at most [`ANSWER`]
 //! before an answer begins, [`PAGE_TIME`] for a page, and [`SILENCE`] on a watch: API servers send a
 //! bookmark every minute, so a minute and a quarter without a word means that nobody is there. The watch
@@ -61,8 +66,14 @@ pub const LAST_DELAY: Duration = Duration::from_secs(5);
 /// A watch that lasted this long, or said something, was a good one: the delays begin anew, and trouble
 /// is logged again.
 const GOOD_WATCH: Duration = Duration::from_secs(5);
-/// Time between two looks for a resource that the cluster does not have or does not let us see.
+/// Time between two later looks for a resource that the cluster does not have, or does not let us see.
 pub const ABSENT_RETRY: Duration = Duration::from_secs(30);
+/// Time until the second look for a resource that the cluster does not have: a server that is just
+/// starting does not have it for a moment.
+pub const ABSENT_AGAIN: Duration = Duration::from_secs(1);
+/// How long a watch fails, on a server that otherwise answers, until it says that there is nothing to
+/// be had.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Attempts in a row to go on from where a watch was, after which the objects are listed anew; see the
 /// module documentation.
 const MAX_RESUMES: u32 = 10;
@@ -85,8 +96,9 @@ pub enum Change<T> {
     Applied(T),
     /// The object of this name is gone, or does not count any more.
     Gone(String),
-    /// There was no answer to be had; what was said before stays.
-    Failed,
+    /// There is no answer to be had, and none is likely soon: whoever waits for the first one should go
+    /// on without. What was said before stays. This may be said many times.
+    Unavailable,
 }
 
 /// Where the objects are.
@@ -164,6 +176,7 @@ pub async fn follow<T: Object, M: Send>(
         hasher: foldhash::quality::RandomState::default(),
         said: None,
         backoff: Backoff::new(),
+        failing: None,
         fruitless: 0,
         out,
         wrap,
@@ -191,6 +204,9 @@ struct Follower<T: Object, M, F> {
     /// The last trouble that was logged.
     said: Option<Reason>,
     backoff: Backoff,
+    /// When this watch failed first while the pool's was answered. Before that the picker waits for the
+    /// pool in any case, and a server that nobody can reach yet says nothing about one resource.
+    failing: Option<Instant>,
     /// Watches in a row that failed before anything was heard.
     fruitless: u32,
 }
@@ -263,24 +279,33 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
         let usual = failure.reason == Reason::Expired && self.backoff.is_new();
         let mut delay = self.backoff.delay();
         let optional = matches!(self.watch.place, Place::Optional { .. });
-        if optional && failure.reason == Reason::Forbidden {
+        let forbidden = optional && failure.reason == Reason::Forbidden;
+        if forbidden {
             delay = ABSENT_RETRY;
         }
         let resource = self.watch.resource.as_str();
         // Once per sort of trouble; the counters say how often.
         if !usual && self.said.replace(failure.reason) != Some(failure.reason) {
             let error = failure.message.as_str();
-            if optional && failure.reason == Reason::Forbidden {
-                tracing::warn!(resource, error, "may not be read: there are none of them until it may");
+            if forbidden {
+                tracing::warn!(resource, error, "may not be followed: keeping what is known of them, if anything is");
             } else {
                 tracing::warn!(resource, error, "the API server does not tell: keeping what is known, trying again");
             }
         } else {
             tracing::debug!(resource, error = failure.message, "the API server does not tell");
         }
-        self.deliver(Change::Failed).await?;
+        if forbidden || self.is_out_of_patience() {
+            self.deliver(Change::Unavailable).await?;
+        }
         sleep(delay).await;
         Ok(())
+    }
+
+    /// Whether this watch has failed for so long that nobody should wait for it.
+    fn is_out_of_patience(&mut self) -> bool {
+        let answered = self.watch.stats.of(Resource::Pool).age(self.watch.clock.now()).is_some();
+        answered && self.failing.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
     }
 
     /// The present watch is a good one.
@@ -299,13 +324,12 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
         if times == 1 {
             let resource = self.watch.resource.as_str();
             tracing::warn!(resource, "the cluster does not have this resource: going on without until it does");
-            self.deliver(Change::Failed).await?;
         } else if times == 2 {
             self.deliver(Change::Complete { objects: Vec::new(), unreadable: 0 }).await?;
         }
         // It is told when the resource appears.
         self.said = Some(Reason::NotFound);
-        sleep(ABSENT_RETRY).await;
+        sleep(if times == 1 { ABSENT_AGAIN } else { ABSENT_RETRY }).await;
         Ok(())
     }
 
