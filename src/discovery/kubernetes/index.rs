@@ -58,7 +58,7 @@ pub const MAX_POLICY_OBJECTS: usize = 10_000;
 #[derive(Debug)]
 struct Held<T> {
     objects: BTreeMap<String, T>,
-    /// Whether the watch has said anything, were it only that it cannot.
+    /// Whether the watch has said anything, were it only that there is nothing to be had.
     settled: bool,
 }
 
@@ -91,7 +91,7 @@ impl<T: PartialEq> Held<T> {
                 true
             }
             Change::Gone(name) => self.objects.remove(&name).is_some(),
-            Change::Failed => false,
+            Change::Unavailable => false,
         }
     }
 }
@@ -176,7 +176,7 @@ impl Index {
             },
             Change::Applied(pool) => self.set_pool(pool),
             Change::Gone(_) => self.end_pool(),
-            Change::Failed => {}
+            Change::Unavailable => {}
         }
     }
 
@@ -232,7 +232,7 @@ impl Index {
                     self.touch(name.into_boxed_str(), Some(before));
                 }
             }
-            Change::Failed => {}
+            Change::Unavailable => {}
         }
     }
 
@@ -291,7 +291,7 @@ impl Index {
     }
 
     /// Whether the pool is known with all its pods, and with what there is to know about objectives and
-    /// rewrites: a picker that takes traffic without them would send models by names that no server has.
+    /// rewrites, or that nothing can be known of them for now: a picker that takes traffic without them would send models by names that no server has.
     pub fn is_ready(&self) -> bool {
         self.synced && self.objectives.settled && self.rewrites.settled
     }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::watch::{ABSENT_RETRY, LAST_DELAY, PAGE, SILENCE};
+use super::watch::{ABSENT_RETRY, ANSWER, LAST_DELAY, PAGE, PATIENCE, SILENCE};
 use super::*;
 use crate::domain::{ObjectiveSpec, Policies, PoolIdentity, RewriteSpec};
 use crate::lifecycle::clock::ManualClock;
@@ -430,6 +430,60 @@ async fn forbidden_resources_do_not_keep_it_from_being_ready() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_api_server_that_stumbles_does_not_make_it_ready_without_policies() {
+    // By path and status: what a server that is starting, or a group that is not yet served, answers.
+    for (path, status) in [("/apis/llm-d.ai", 500), (OBJECTIVES, 503), (OBJECTIVES, 404), ("/apis/llm-d.ai", 404)] {
+        let fake = cluster();
+        fake.apply(OBJECTIVES, objective("o", 1, "p"));
+        fake.refuse(path, status);
+        let stand = Stand::start(fake);
+        stand.watched().await;
+        sleep(Duration::from_millis(500)).await;
+        assert!(!stand.readiness.is_ready(), "{status} of {path}");
+        stand.fake.refuse(path, 0);
+        stand.until(|s| s.readiness.is_ready(), || "ready".into()).await;
+        assert_eq!(**stand.pool.policies(), policies(&[("o", 1)], &[]), "{status} of {path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resource_that_always_fails_does_not_keep_it_from_being_ready_for_ever() {
+    let fake = cluster();
+    fake.refuse(OBJECTIVES, 500);
+    let stand = Stand::start(fake);
+    stand.watched().await;
+    let begun = Instant::now();
+    sleep(PATIENCE - Duration::from_secs(1)).await;
+    assert!(!stand.readiness.is_ready());
+    stand.until(|s| s.readiness.is_ready(), || "ready".into()).await;
+    assert!(begun.elapsed() <= PATIENCE + LAST_DELAY + Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn patience_does_not_run_out_before_the_api_server_is_there() {
+    for deaf in [false, true] {
+        let fake = cluster();
+        fake.apply(OBJECTIVES, objective("o", 1, "p"));
+        fake.deaf(deaf);
+        fake.refuse("/", 503);
+        let stand = Stand::start(fake);
+        sleep(PATIENCE * 6).await;
+        // The pool comes back first, whatever the delays are.
+        stand.fake.refuse("/apis/llm-d.ai", 503);
+        stand.fake.refuse("/", 0);
+        stand.fake.deaf(false);
+        stand.watched().await;
+        sleep(Duration::from_secs(1)).await;
+        assert!(!stand.readiness.is_ready());
+        stand.fake.refuse("/apis/llm-d.ai", 0);
+        let back = Instant::now();
+        stand.until(|s| s.readiness.is_ready(), || "ready".into()).await;
+        assert!(back.elapsed() <= ANSWER + LAST_DELAY);
+        assert_eq!(**stand.pool.policies(), policies(&[("o", 1)], &[]));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_selector_needs_no_custom_resources() {
     let target = Target::Selector { selector: "app=a".into(), ports: vec![90, 91] };
     let stand = Stand::of(cluster(), target);
@@ -451,6 +505,70 @@ async fn a_server_that_ends_every_watch_at_once_is_asked_with_pauses() {
     }
     let asked = stand.fake.requests("/pods").len();
     assert!(asked < 40, "{asked} times in 100 s");
+}
+
+/// What is logged in this thread.
+#[derive(Clone, Default)]
+struct Said(Arc<parking_lot::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Said {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Said {
+    /// Listens until the guard is dropped.
+    fn listen(&self) -> tracing::subscriber::DefaultGuard {
+        let out = self.clone();
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || out.clone());
+        tracing::subscriber::set_default(subscriber.finish())
+    }
+
+    /// Takes the lines that contain `what`.
+    fn take(&self, what: &str) -> Vec<String> {
+        let text = String::from_utf8(std::mem::take(&mut *self.0.lock())).unwrap();
+        text.lines().filter(|line| line.contains(what)).map(str::to_owned).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_lists_and_does_not_watch_is_asked_with_pauses_and_reported_once() {
+    let said = Said::default();
+    let _listening = said.listen();
+    let expired = json!({"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}});
+    for (answer, reason) in [
+        (Err(403), "forbidden"),
+        (Err(410), "expired"),
+        (Ok(format!("{expired}\n").into()), "expired"),
+        (Ok("no json\n".into()), "malformed"),
+    ] {
+        let fake = cluster();
+        fake.spoil_watches(PODS, Some(answer));
+        let stand = Stand::start(fake);
+        stand.until(|s| s.readiness.is_ready(), || "ready".into()).await;
+        sleep(Duration::from_secs(60)).await;
+        let lists = stand.fake.requests("limit=").iter().filter(|r| r.contains("/pods")).count();
+        assert!((12..40).contains(&lists), "{reason}: {lists} lists in a minute");
+        assert_eq!(stand.failures(Resource::Pods).into_keys().collect::<Vec<_>>(), [reason]);
+        let lines = said.take("resource=\"pods\"");
+        assert_eq!(lines.len(), 1, "{reason}: {lines:?}");
+        assert!(lines[0].contains("WARN"), "{lines:?}");
+        // A good watch ends it, and the next trouble is news.
+        stand.fake.spoil_watches(PODS, None);
+        stand.watched().await;
+        sleep(Duration::from_secs(6)).await;
+        let lines = said.take("resource=\"pods\"");
+        assert!(lines.len() == 1 && lines[0].contains("tells again"), "{lines:?}");
+        stand.fake.cut();
+        stand.watched().await;
+        assert_eq!(said.take("resource=\"pods\"").len(), 1);
+    }
 }
 
 proptest! {

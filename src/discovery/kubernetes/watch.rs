@@ -2,7 +2,14 @@
 //!
 //! A list is read in pages of [`PAGE`] objects, each reduced to its facts before the next page is asked
 //! for, and delivered whole when it is complete. Then changes are delivered one by one. Every failure is
-//! retried with a growing delay; what was delivered before stays true until something else is.
+//! retried with a growing delay; what was delivered before stays true until something else is. Only a
+//! watch that was good takes the delay back, and lets the same trouble be logged again: a list does not,
+//! or a server that lists well and refuses every watch would be asked for lists without a pause.
+//!
+//! Resources that are optional may not keep the picker from being ready for ever, nor may it be ready
+//! without them because the API server stumbled once. So [`Change::Unavailable`] is said at once where
+//! they are forbidden, and otherwise after [`PATIENCE`]; and that the cluster does not have them counts
+//! at the second look, [`ABSENT_AGAIN`] after the first.
 //!
 //! Bounds. A connection that is half open (the peer is gone and nobody said so) costs at most [`ANSWER`]
 //! before an answer begins, [`PAGE_TIME`] for a page, and [`SILENCE`] on a watch: API servers send a
@@ -56,10 +63,17 @@ const WATCH_SECONDS: u32 = 240;
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 /// Longest delay after a failure.
 pub const LAST_DELAY: Duration = Duration::from_secs(5);
-/// A watch that lasted this long, or said something, was a good one: the delays begin anew.
+/// A watch that lasted this long, or said something, was a good one: the delays begin anew, and trouble
+/// is logged again.
 const GOOD_WATCH: Duration = Duration::from_secs(5);
-/// Time between two looks for a resource that the cluster does not have or does not let us see.
+/// Time between two later looks for a resource that the cluster does not have, or does not let us see.
 pub const ABSENT_RETRY: Duration = Duration::from_secs(30);
+/// Time until the second look for a resource that the cluster does not have: a server that is just
+/// starting does not have it for a moment.
+pub const ABSENT_AGAIN: Duration = Duration::from_secs(1);
+/// How long a watch fails, on a server that otherwise answers, until it says that there is nothing to
+/// be had.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// Attempts in a row to go on from where a watch was, after which the objects are listed anew; see the
 /// module documentation.
 const MAX_RESUMES: u32 = 10;
@@ -82,8 +96,9 @@ pub enum Change<T> {
     Applied(T),
     /// The object of this name is gone, or does not count any more.
     Gone(String),
-    /// There was no answer to be had; what was said before stays.
-    Failed,
+    /// There is no answer to be had, and none is likely soon: whoever waits for the first one should go
+    /// on without. What was said before stays. This may be said many times.
+    Unavailable,
 }
 
 /// Where the objects are.
@@ -135,13 +150,18 @@ impl Backoff {
         self.next = (self.next * 2).min(LAST_DELAY);
         delay
     }
+
+    /// Whether this would be the first delay.
+    fn is_new(&self) -> bool {
+        self.next == FIRST_DELAY
+    }
 }
 
 /// How a watch ended that did not fail.
 struct Watched {
     version: String,
-    /// Whether the server said anything.
-    heard: bool,
+    /// Whether it was a good one; see [`GOOD_WATCH`].
+    good: bool,
 }
 
 /// Follows the objects for ever. `wrap` makes the message of a change.
@@ -155,6 +175,8 @@ pub async fn follow<T: Object, M: Send>(
         told: HashSet::new(),
         hasher: foldhash::quality::RandomState::default(),
         said: None,
+        backoff: Backoff::new(),
+        failing: None,
         fruitless: 0,
         out,
         wrap,
@@ -181,13 +203,16 @@ struct Follower<T: Object, M, F> {
     hasher: foldhash::quality::RandomState,
     /// The last trouble that was logged.
     said: Option<Reason>,
+    backoff: Backoff,
+    /// When this watch failed first while the pool's was answered. Before that the picker waits for the
+    /// pool in any case, and a server that nobody can reach yet says nothing about one resource.
+    failing: Option<Instant>,
     /// Watches in a row that failed before anything was heard.
     fruitless: u32,
 }
 
 impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
     async fn run(&mut self) -> Result<Infallible, Closed> {
-        let mut backoff = Backoff::new();
         let mut at: Option<(String, String)> = None;
         let mut absent = 0_u32;
         loop {
@@ -200,37 +225,34 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
                     continue;
                 }
                 Err(failure) => {
-                    self.failed(&failure, &mut backoff).await?;
+                    self.failed(&failure).await?;
                     continue;
                 }
             };
             absent = 0;
             // The objects may have come to live in another group.
             let version = at.take().filter(|(before, _)| *before == path).map(|(_, version)| version);
-            let started = Instant::now();
             let result = match version {
                 None => match self.list(&path).await? {
                     Ok(version) => {
-                        self.recovered();
-                        Ok(Watched { version, heard: true })
+                        at = Some((path, version));
+                        continue;
                     }
                     Err(failure) => Err((None, failure)),
                 },
                 Some(version) => self.changes(&path, version).await?,
             };
             match result {
-                Ok(Watched { version, heard }) => {
+                Ok(Watched { version, good }) => {
                     at = Some((path, version));
-                    if heard || started.elapsed() >= GOOD_WATCH {
-                        backoff = Backoff::new();
-                    } else {
+                    if !good {
                         // A server that ends every watch at once must not be asked without a pause.
-                        sleep(backoff.delay()).await;
+                        sleep(self.backoff.delay()).await;
                     }
                 }
                 Err((version, failure)) => {
                     at = version.map(|version| (path, version));
-                    self.failed(&failure, &mut backoff).await?;
+                    self.failed(&failure).await?;
                 }
             }
         }
@@ -249,33 +271,46 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
     }
 
     /// Waits after a failure; what was delivered stays true.
-    async fn failed(&mut self, failure: &Failure, backoff: &mut Backoff) -> Result<(), Closed> {
+    async fn failed(&mut self, failure: &Failure) -> Result<(), Closed> {
         let stats = self.stats();
         stats.fail(failure.reason);
         stats.enter(WatchState::Retrying);
-        let mut delay = backoff.delay();
+        // A version that expired is daily life, unless it does so again and again.
+        let usual = failure.reason == Reason::Expired && self.backoff.is_new();
+        let mut delay = self.backoff.delay();
         let optional = matches!(self.watch.place, Place::Optional { .. });
-        if optional && failure.reason == Reason::Forbidden {
+        let forbidden = optional && failure.reason == Reason::Forbidden;
+        if forbidden {
             delay = ABSENT_RETRY;
         }
         let resource = self.watch.resource.as_str();
-        // Once per sort of trouble; the counters say how often. A version that expired is daily life.
-        if failure.reason != Reason::Expired && self.said.replace(failure.reason) != Some(failure.reason) {
+        // Once per sort of trouble; the counters say how often.
+        if !usual && self.said.replace(failure.reason) != Some(failure.reason) {
             let error = failure.message.as_str();
-            if optional && failure.reason == Reason::Forbidden {
-                tracing::warn!(resource, error, "may not be read: there are none of them until it may");
+            if forbidden {
+                tracing::warn!(resource, error, "may not be followed: keeping what is known of them, if anything is");
             } else {
                 tracing::warn!(resource, error, "the API server does not tell: keeping what is known, trying again");
             }
         } else {
             tracing::debug!(resource, error = failure.message, "the API server does not tell");
         }
-        self.deliver(Change::Failed).await?;
+        if forbidden || self.is_out_of_patience() {
+            self.deliver(Change::Unavailable).await?;
+        }
         sleep(delay).await;
         Ok(())
     }
 
+    /// Whether this watch has failed for so long that nobody should wait for it.
+    fn is_out_of_patience(&mut self) -> bool {
+        let answered = self.watch.stats.of(Resource::Pool).age(self.watch.clock.now()).is_some();
+        answered && self.failing.get_or_insert_with(Instant::now).elapsed() >= PATIENCE
+    }
+
+    /// The present watch is a good one.
     fn recovered(&mut self) {
+        self.backoff = Backoff::new();
         if self.said.take().is_some() {
             tracing::info!(resource = self.watch.resource.as_str(), "the API server tells again");
         }
@@ -289,13 +324,12 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
         if times == 1 {
             let resource = self.watch.resource.as_str();
             tracing::warn!(resource, "the cluster does not have this resource: going on without until it does");
-            self.deliver(Change::Failed).await?;
         } else if times == 2 {
             self.deliver(Change::Complete { objects: Vec::new(), unreadable: 0 }).await?;
         }
         // It is told when the resource appears.
         self.said = Some(Reason::NotFound);
-        sleep(ABSENT_RETRY).await;
+        sleep(if times == 1 { ABSENT_AGAIN } else { ABSENT_RETRY }).await;
         Ok(())
     }
 
@@ -410,19 +444,27 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
         };
         self.stats().enter(WatchState::Watching);
         self.heard();
-        self.recovered();
+        let opened = Instant::now();
         let mut heard = false;
         let mut buffer = BytesMut::new();
         let mut searched = 0;
         loop {
-            let data = match timeout(SILENCE, body.frame()).await {
+            let mut word = timeout(GOOD_WATCH, body.frame()).await;
+            if word.is_err() {
+                self.recovered();
+                word = timeout(SILENCE - GOOD_WATCH, body.frame()).await;
+            }
+            let data = match word {
                 Err(_) => {
                     let message = format!("not a word on the watch for {} s", SILENCE.as_secs());
                     let failure = Failure::new(Reason::Timeout, message);
                     return Ok(Err((self.resume(&failure, version, MAX_SILENCES), failure)));
                 }
                 // What stands without an end of line is part of an object whose rest never came.
-                Ok(None) => return Ok(Ok(Watched { version, heard })),
+                Ok(None) => {
+                    let good = heard || opened.elapsed() >= GOOD_WATCH;
+                    return Ok(Ok(Watched { version, good }));
+                }
                 Ok(Some(Err(error))) => {
                     let failure = Failure::new(Reason::Unreachable, chain(&error));
                     return Ok(Err((self.resume(&failure, version, MAX_RESUMES), failure)));
@@ -442,7 +484,9 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
                 }
                 match self.line(&line).await? {
                     Ok(next) => {
-                        heard = true;
+                        if !std::mem::replace(&mut heard, true) {
+                            self.recovered();
+                        }
                         self.fruitless = 0;
                         self.heard();
                         version = next;

@@ -36,8 +36,8 @@ fn complete<T>(objects: Vec<T>) -> Change<T> {
 /// An index whose optional resources have answered.
 fn index() -> Index {
     let mut index = Index::new("n".into());
-    index.apply(Message::Objectives(Change::Failed));
-    index.apply(Message::Rewrites(Change::Failed));
+    index.apply(Message::Objectives(Change::Unavailable));
+    index.apply(Message::Rewrites(Change::Unavailable));
     index
 }
 
@@ -73,7 +73,7 @@ fn nothing_is_ready_before_the_list_is_complete() {
     index.apply(Message::Pool(Change::Applied(pool_facts("a=b", &[80]))));
     let watch = index.pod_watch().cloned().unwrap();
     assert_eq!(watch.selector, "a=b");
-    index.apply(Message::Pods(watch.number, Change::Failed));
+    index.apply(Message::Pods(watch.number, Change::Unavailable));
     assert!(!index.is_ready());
     index.apply(Message::Pods(watch.number, complete(vec![])));
     assert!(index.is_ready(), "an empty list is complete, too");
@@ -87,7 +87,7 @@ fn it_waits_for_a_first_word_on_objectives_and_rewrites() {
     assert!(!index.is_ready());
     index.apply(Message::Objectives(complete(vec![])));
     assert!(!index.is_ready());
-    index.apply(Message::Rewrites(Change::Failed));
+    index.apply(Message::Rewrites(Change::Unavailable));
     assert!(index.is_ready());
 }
 
@@ -150,9 +150,9 @@ fn failures_and_an_unreadable_pool_take_nothing_away() {
     index.apply(Message::Pool(Change::Applied(pool_facts("a=b", &[80]))));
     index.apply(Message::Pods(1, complete(vec![pod("p", 1, 0, None)])));
     follower.take(&mut index);
-    index.apply(Message::Pool(Change::Failed));
-    index.apply(Message::Pods(1, Change::Failed));
-    index.apply(Message::Objectives(Change::Failed));
+    index.apply(Message::Pool(Change::Unavailable));
+    index.apply(Message::Pods(1, Change::Unavailable));
+    index.apply(Message::Objectives(Change::Unavailable));
     index.apply(Message::Pool(Change::Complete { objects: vec![], unreadable: 1 }));
     assert!(!follower.take(&mut index) && index.is_ready());
     index.apply(Message::Pool(complete(vec![])));

@@ -64,6 +64,9 @@ struct State {
     requests: Vec<String>,
     /// Status of the next answers, by the beginning of the path.
     refused: Vec<(String, u16)>,
+    /// What the next watches are answered with instead, by the beginning of the path: a status, or the
+    /// first bytes of a good answer.
+    bad_watches: Vec<(String, Result<Bytes, u16>)>,
     /// Whether requests go unanswered.
     deaf: bool,
     /// Served groups of objectives and rewrites.
@@ -159,6 +162,13 @@ impl Fake {
         }
     }
 
+    /// Answers watches, and nothing else, whose path begins so with this; `None` takes that back.
+    pub fn spoil_watches(&self, path: &str, answer: Option<Result<Bytes, u16>>) {
+        let mut state = self.0.lock();
+        state.bad_watches.retain(|(p, _)| p != path);
+        state.bad_watches.extend(answer.map(|answer| (path.to_owned(), answer)));
+    }
+
     /// Answers nothing any more, on requests and watches, or does again.
     pub fn deaf(&self, deaf: bool) {
         self.0.lock().deaf = deaf;
@@ -203,6 +213,16 @@ impl Fake {
         let selector = query.get("labelSelector").and_then(|s| s.split_once('='));
         let selector = selector.map(|(k, v)| (k.to_owned(), v.to_owned()));
         if query.get("watch").is_some_and(|w| w == "true") {
+            if let Some((_, bad)) = state.bad_watches.iter().find(|(p, _)| path.starts_with(p)) {
+                return Some(match bad {
+                    Err(status) => status_of(*status),
+                    Ok(bytes) => {
+                        let (out, receiver) = mpsc::unbounded_channel();
+                        let _ = out.send(Ok(bytes.clone()));
+                        stream(receiver)
+                    }
+                });
+            }
             return Some(state.watch(path, selector, query["resourceVersion"].parse().unwrap()));
         }
         let limit: usize = query["limit"].parse().unwrap();
