@@ -382,8 +382,12 @@ fn a_pool_without_an_object_is_named_after_the_picker() {
         resolve("f.yaml", None, settings, &Tables::standard(), Purpose::Serve)
     };
     for (pod, pool) in [("my-epp-5d8f7c9b4-x2x7q", "my-epp"), ("epp", "epp"), ("epp-0", "epp-0"), ("a-b-C", "a-b-C")] {
-        assert_eq!(name(Some(pod), true).expect("a name").pool.name, pool, "{pod}");
+        assert_eq!(name(Some(pod), false).expect("a name").pool.name, pool, "{pod}");
+        // Replicas of anything but a Deployment would each have a lease of their own.
+        assert_eq!(name(Some(pod), true).is_ok(), pod != pool, "{pod}");
     }
+    let error = name(Some("epp-0"), true).expect_err("all would lead").to_string();
+    assert!(error.contains("`epp-0` is no name of a Deployment's pod"), "{error}");
     let config = name(None, false).expect("a name");
     assert_eq!(config.pool.name, "epp");
     assert!(config.warnings.iter().any(|w| w.message.contains("POD_NAME")));
