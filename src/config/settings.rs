@@ -175,7 +175,7 @@ pub struct TraceExport {
 }
 
 /// What the conformance suite needs and production must not have; see
-/// [`conformance`](super::conformance).
+/// `config::conformance`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Conformance {
     /// `--conformance-test-mode`, `POINTSMAN_CONFORMANCE_TEST_MODE`: the test plugins are added to the configuration.

@@ -2,7 +2,7 @@
 //!
 //! Name, record and times are those of llm-d-router (llm-d-router.md 1.4), so that replicas of both can
 //! compete during a change-over. [`election`] decides; this module calls the API server, one call at a
-//! time, each bounded by [`CALL`].
+//! time, each bounded by `CALL`.
 //!
 //! Verbs on that one Lease: `get`, `create` and `update` are needed. `watch` is used if allowed: a
 //! standby then sees a release the moment it happens, where reading every two seconds would see it a
