@@ -36,6 +36,7 @@ fn spec(i: u32) -> EndpointSpec {
         namespace: "default".into(),
         address: ([10, 0, (i >> 8) as u8, i as u8], 8000).into(),
         rank: 0,
+        incarnation: 0,
         labels: BTreeMap::from(labels),
     }
 }

@@ -26,6 +26,7 @@ fn spec(i: u32, revision: u32) -> EndpointSpec {
         namespace: "inference".into(),
         address: ([10, 1, (i / 250) as u8, (i % 250) as u8], 8000).into(),
         rank: 0,
+        incarnation: 0,
         labels: labels.map(|(key, value)| (key.to_owned(), value)).into_iter().collect::<BTreeMap<_, _>>(),
     }
 }

@@ -182,6 +182,7 @@ mod tests {
             namespace: "default".into(),
             address: address.parse().unwrap(),
             rank: 0,
+            incarnation: 0,
             labels: Default::default(),
         }
     }

@@ -60,6 +60,7 @@ fn spec(i: u8, role: &str) -> EndpointSpec {
         namespace: "default".into(),
         address: SocketAddr::from(([192, 168, 1, i], 8000)),
         rank: 0,
+        incarnation: 0,
         labels: BTreeMap::from([("llm-d.ai/role".to_owned(), role.to_owned())]),
     }
 }

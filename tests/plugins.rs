@@ -232,6 +232,7 @@ impl Scene {
                 namespace: "default".into(),
                 address: ([10, 0, 0, i as u8 + 1], 8000).into(),
                 rank: 0,
+                incarnation: 0,
                 labels: labels.unwrap_or_default(),
             };
             endpoints[*slot as usize] = Some(Arc::new(Endpoint::new(Slot(*slot), i as u64, spec)));

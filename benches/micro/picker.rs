@@ -73,6 +73,7 @@ fn pool(clock: &Arc<ManualClock>) -> Arc<Pool> {
         namespace: "default".into(),
         address: ([10, 0, 0, i], 8000).into(),
         rank: 0,
+        incarnation: 0,
         labels: BTreeMap::new(),
     };
     let pool = Arc::new(Pool::new(PoolIdentity::default(), FOREVER, clock.clone(), Box::new(|_| {})));

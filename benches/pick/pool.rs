@@ -49,7 +49,14 @@ impl Pool {
         for i in 0..endpoints as u32 {
             let address = ([10, (i >> 16) as u8, (i >> 8) as u8, i as u8], 8000).into();
             let name = format!("pod-{i}-rank-0");
-            let spec = EndpointSpec { name, namespace: "default".into(), address, rank: 0, labels: BTreeMap::new() };
+            let spec = EndpointSpec {
+                name,
+                namespace: "default".into(),
+                address,
+                rank: 0,
+                incarnation: 0,
+                labels: BTreeMap::new(),
+            };
             slots.push(Some(Arc::new(Endpoint::new(Slot(i), u64::from(i), spec))));
             let sample = LoadSample {
                 taken_at: NOW,

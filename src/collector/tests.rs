@@ -159,6 +159,7 @@ fn topology(version: u64, endpoints: &[(u32, u64, SocketAddr, &str)]) -> Arc<Top
             namespace: "default".into(),
             address: *address,
             rank: 0,
+            incarnation: 0,
             labels,
         };
         slots.resize(slots.len().max(*slot as usize + 1), None);

@@ -187,7 +187,7 @@ fn endpoint(entry: &Node, path: &str, problems: &mut Problems) -> Option<Endpoin
         );
         return None;
     }
-    Some(EndpointSpec { name, namespace, address: SocketAddr::new(ip, port.0), rank: 0, labels })
+    Some(EndpointSpec { name, namespace, address: SocketAddr::new(ip, port.0), rank: 0, incarnation: 0, labels })
 }
 
 #[cfg(test)]

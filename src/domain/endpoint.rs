@@ -21,6 +21,9 @@ pub struct EndpointSpec {
     pub address: SocketAddr,
     /// Data-parallel rank: index of the port in the pool's target ports.
     pub rank: u32,
+    /// Which of the servers that had or will have this name it is: two that differ are two servers, even
+    /// at one address. A hash of the pod's uid; 0 where that is not known, as in the endpoints file.
+    pub incarnation: u64,
     /// Labels of the pod.
     pub labels: BTreeMap<String, String>,
 }
@@ -156,6 +159,7 @@ mod tests {
             namespace: "default".into(),
             address: address.parse().unwrap(),
             rank: 0,
+            incarnation: 0,
             labels: BTreeMap::new(),
         };
         assert_eq!(Endpoint::new(Slot(0), 1, spec("192.168.1.1:8000")).destination(), "192.168.1.1:8000");

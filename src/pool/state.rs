@@ -49,6 +49,11 @@ impl Equivalent<Key> for KeyRef<'_> {
     }
 }
 
+/// Whether two specs of one key mean the same server, so that what is known of it stays true.
+fn is_same_server(one: &EndpointSpec, other: &EndpointSpec) -> bool {
+    one.address == other.address && one.rank == other.rank && one.incarnation == other.incarnation
+}
+
 /// See the module documentation.
 pub struct PoolState {
     identity: PoolIdentity,
@@ -85,8 +90,8 @@ impl PoolState {
         Snapshot { topology: Arc::clone(&self.topology), loads: Arc::new(self.loads.clone()) }
     }
 
-    /// Makes `specs` the whole set. An endpoint is the same one as long as namespace, name, address
-    /// and rank are; a later spec with a key that was already given is ignored.
+    /// Makes `specs` the whole set. An endpoint is the same one as long as namespace, name, address,
+    /// rank and incarnation are; a later spec with a key that was already given is ignored.
     pub fn replace(&mut self, specs: Vec<EndpointSpec>, now: Timestamp) -> Changes {
         let mut changes = Changes::default();
         let mut wanted: HashSet<Key> = HashSet::with_capacity(specs.len());
@@ -126,7 +131,7 @@ impl PoolState {
         for spec in specs {
             match self.by_key.get(&KeyRef::of(&spec)).and_then(|slot| self.slots[slot.index()].clone()) {
                 Some(known) if known.spec == spec => {}
-                Some(known) if known.spec.address == spec.address && known.spec.rank == spec.rank => {
+                Some(known) if is_same_server(&known.spec, &spec) => {
                     let endpoint = Arc::new(known.relabelled(spec));
                     self.slots[endpoint.slot.index()] = Some(Arc::clone(&endpoint));
                     changes.relabelled.push(endpoint);
@@ -199,6 +204,7 @@ mod tests {
             namespace: "default".into(),
             address: ([127, 0, 0, name], port).into(),
             rank: 0,
+            incarnation: 0,
             labels: BTreeMap::from([("version".to_owned(), label.to_string())]),
         }
     }
@@ -230,6 +236,24 @@ mod tests {
         let changes = pool.replace(vec![spec(1, 82, 0)], later);
         assert_eq!(changes.added[0].slot, old.slot, "and is reused afterwards");
         assert!(changes.added[0].generation > old.generation);
+    }
+
+    #[test]
+    fn another_incarnation_at_the_same_address_is_another_endpoint() {
+        let another = || EndpointSpec { incarnation: 7, ..spec(1, 80, 1) };
+        for edit in [false, true] {
+            let mut pool = state();
+            let old = pool.replace(vec![spec(1, 80, 0)], Timestamp(0)).added.remove(0);
+            let changes = match edit {
+                true => pool.edit(&[], vec![another()], Timestamp(1)),
+                false => pool.replace(vec![another()], Timestamp(1)),
+            };
+            assert_eq!((changes.removed.len(), changes.added.len(), changes.relabelled.len()), (1, 1, 0));
+            assert_eq!((changes.removed[0].slot, changes.removed[0].generation), (old.slot, old.generation));
+            assert!(changes.added[0].slot != old.slot && changes.added[0].generation > old.generation);
+            assert_eq!(pool.topology().by_address(&old.spec.address), Some(changes.added[0].slot));
+            assert!(pool.replace(vec![another()], Timestamp(2)).is_empty(), "and stays so");
+        }
     }
 
     proptest! {

@@ -53,6 +53,7 @@ fn endpoint(slot: usize, labels: BTreeMap<String, String>) -> Arc<Endpoint> {
         namespace: "default".into(),
         address: format!("10.0.{}.{}:8000", slot / 250, slot % 250 + 1).parse().unwrap(),
         rank: 0,
+        incarnation: 0,
         labels,
     };
     Arc::new(Endpoint::new(Slot(slot as u32), slot as u64 + 1, spec))

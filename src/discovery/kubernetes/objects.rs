@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use k8s_openapi::jiff;
 use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::domain::{EndpointSpec, ObjectiveSpec, RewriteRule, RewriteSpec, RewriteTarget};
 
@@ -142,6 +143,9 @@ impl Object for PoolFacts {
 pub struct PodFacts {
     /// Pod name.
     pub name: Box<str>,
+    /// Hash of its uid, which another pod of this name does not have: a pod of a StatefulSet that is
+    /// deleted comes back under its name, at times with its address.
+    uid: u64,
     ip: IpAddr,
     /// Ports of the `active-ports` annotation; absent means all.
     active: Option<Box<[u16]>>,
@@ -162,6 +166,8 @@ struct RawPod<'a> {
 #[serde(rename_all = "camelCase")]
 struct RawPodMeta<'a> {
     name: Box<str>,
+    #[serde(borrow)]
+    uid: Option<Cow<'a, str>>,
     deletion_timestamp: Option<IgnoredAny>,
     labels: Option<Packed>,
     #[serde(borrow)]
@@ -243,7 +249,9 @@ impl Object for PodFacts {
         }
         let annotations = metadata.annotations.unwrap_or_default();
         let active = annotations.active.or(annotations.active_before).map(|list| active_ports(&list));
-        Ok(Read::Present(Self { name: metadata.name, ip, active, labels: metadata.labels.unwrap_or_default().0 }))
+        let uid = metadata.uid.map_or(0, |uid| xxh3_64(uid.as_bytes()));
+        let labels = metadata.labels.unwrap_or_default().0;
+        Ok(Read::Present(Self { name: metadata.name, uid, ip, active, labels }))
     }
 }
 
@@ -263,6 +271,7 @@ impl PodFacts {
                 namespace: namespace.to_owned(),
                 address: SocketAddr::new(self.ip, *port),
                 rank: rank as u32,
+                incarnation: self.uid,
                 labels: self.labels(),
             })
             .collect()

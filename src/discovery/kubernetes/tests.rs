@@ -143,6 +143,45 @@ async fn pods_of_the_pool_come_and_go() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_was_created_anew_is_another_endpoint() {
+    let fake = cluster();
+    let of = |uid: &str| {
+        let mut pod = pod("a", "10.0.0.1", "a");
+        pod["metadata"]["uid"] = json!(uid);
+        pod
+    };
+    fake.apply(PODS, of("one"));
+    let stand = Stand::start(fake);
+    let generation = |s: &Stand| {
+        let topology = Arc::clone(&s.pool.snapshot().topology);
+        topology.endpoints().find(|e| e.name() == "a-rank-0").map(|e| e.generation)
+    };
+    let mut before = None;
+    // In one batch of a watch, and between two lists.
+    for (uid, listed) in [("two", false), ("three", true)] {
+        stand.ready().await;
+        before = generation(&stand).max(before);
+        if listed {
+            stand.fake.end();
+            stand.fake.compact();
+        }
+        stand.fake.delete(PODS, "a");
+        stand.fake.apply(PODS, of(uid));
+        if listed {
+            stand.fake.compact();
+        }
+        stand.until(|s| generation(s) > before, || format!("{uid} is new")).await;
+    }
+    before = generation(&stand);
+    let mut other = of("three");
+    other["metadata"]["labels"]["more"] = json!("x");
+    stand.watched().await;
+    stand.fake.apply(PODS, other);
+    stand.until(|s| s.pool.snapshot().topology.endpoints().any(|e| e.label("more").is_some()), || "more".into()).await;
+    assert_eq!(generation(&stand), before, "the same pod with another label");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_pool_decides_on_pods_ports_and_readiness() {
     let stand = Stand::start(cluster());
     stand.ready().await;

@@ -92,6 +92,7 @@ mod tests {
                 namespace: "default".into(),
                 address: address.parse().unwrap(),
                 rank: 0,
+                incarnation: 0,
                 labels: Default::default(),
             };
             Some(Arc::new(Endpoint::new(Slot(slot as u32), 1, spec)))

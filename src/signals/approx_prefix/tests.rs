@@ -34,6 +34,7 @@ fn endpoint(slot: u32, generation: u64) -> Arc<Endpoint> {
         namespace: "default".into(),
         address: format!("10.0.0.{}:8000", slot + 1).parse().unwrap(),
         rank: 0,
+        incarnation: 0,
         labels: BTreeMap::new(),
     };
     Arc::new(Endpoint::new(Slot(slot), generation, spec))

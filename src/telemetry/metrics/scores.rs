@@ -125,6 +125,7 @@ mod tests {
                 namespace: "ns".into(),
                 address: ([10, 0, 0, 1], 8000 + i as u16).into(),
                 rank: 0,
+                incarnation: 0,
                 labels: std::collections::BTreeMap::default(),
             };
             Some(Arc::new(Endpoint::new(Slot(i as u32), *generation, spec)))

@@ -16,6 +16,7 @@ fn endpoint(slot: u32, name: &str) -> Arc<Endpoint> {
         namespace: "prod".into(),
         address: format!("10.0.0.{}:8000", slot + 1).parse().unwrap(),
         rank: 0,
+        incarnation: 0,
         labels: BTreeMap::new(),
     };
     Arc::new(Endpoint::new(Slot(slot), u64::from(slot), spec))

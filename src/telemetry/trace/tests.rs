@@ -107,6 +107,7 @@ fn observed() -> Laps {
             namespace: "ns".into(),
             address: ([10, 0, 0, 1], 8000).into(),
             rank: 0,
+            incarnation: 0,
             labels: BTreeMap::new(),
         };
         Some(Arc::new(Endpoint::new(Slot(i), 1, spec)))

@@ -44,6 +44,20 @@ fn a_ready_pod_is_one_endpoint_per_port() {
 }
 
 #[test]
+fn a_pod_that_was_created_anew_is_another_incarnation() {
+    let of = |uid: serde_json::Value| {
+        let mut json = running("10.0.0.1");
+        json["metadata"]["uid"] = uid;
+        present(json).endpoints("n", &[80]).remove(0).incarnation
+    };
+    let one = of(json!("5f6c3f0e-0d0b-4a55-8c3e-6b2f3b1a9c01"));
+    assert_eq!(one, of(json!("5f6c3f0e-0d0b-4a55-8c3e-6b2f3b1a9c01")));
+    assert_ne!(one, of(json!("5f6c3f0e-0d0b-4a55-8c3e-6b2f3b1a9c02")));
+    assert_eq!(of(json!(null)), 0);
+    assert_ne!(one, 0);
+}
+
+#[test]
 fn a_pod_that_may_not_be_sent_requests_is_absent() {
     let mut terminating = running("10.0.0.1");
     terminating["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");

@@ -18,6 +18,7 @@ fn arranged(endpoints: &[(u32, u32)]) -> Scene {
             namespace: "default".into(),
             address: ([10, 0, (name >> 8) as u8, *name as u8], 8000).into(),
             rank: 0,
+            incarnation: 0,
             labels: BTreeMap::new(),
         };
         slots[*slot as usize] = Some(Arc::new(Endpoint::new(Slot(*slot), u64::from(*slot) + 1, spec)));
