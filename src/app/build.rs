@@ -270,7 +270,7 @@ async fn cluster(config: &Config, environment: &Environment) -> anyhow::Result<O
     }
     match &environment.cluster {
         Some(given) => Ok(Some(given.clone())),
-        None => Ok(Some(Cluster::connect().await?)),
+        None => Ok(Some(Cluster::connect().await.map_err(|error| Unusable(vec![error.to_string()]))?)),
     }
 }
 

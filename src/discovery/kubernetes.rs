@@ -65,7 +65,10 @@ impl fmt::Debug for Cluster {
 
 /// There is no usable description of an API server.
 #[derive(Debug, thiserror::Error)]
-#[error("no Kubernetes API server can be reached from here: {0}")]
+#[error(
+    "there is no Kubernetes API server to ask: this is no pod, and KUBECONFIG or ~/.kube/config is of no use ({0}); \
+     fix: set KUBECONFIG, or without a cluster name a file-discovery in dataLayer.discovery"
+)]
 pub struct NoCluster(String);
 
 impl Cluster {
@@ -178,6 +181,7 @@ impl Discovery {
         let mut pods: Option<PodWatch> = None;
         let mut block = Some(self.block);
         let mut batch = Vec::with_capacity(QUEUE);
+        let mut missing = false;
         let mut refused = 0;
         loop {
             if pods.as_ref() != index.pod_watch() {
@@ -201,6 +205,9 @@ impl Discovery {
             }
             for message in batch.drain(..) {
                 index.apply(message);
+            }
+            if index.is_missing() != std::mem::replace(&mut missing, index.is_missing()) && missing {
+                say_missing(&self.target, &self.namespace);
             }
             if let Some(policies) = index.policies() {
                 self.pool.set_policies(policies);
@@ -256,6 +263,18 @@ impl Discovery {
     fn watch<T: Object>(&self, resource: Resource, place: Place, scope: T::Scope) -> Watch<T> {
         let (stats, clock) = (Arc::clone(&self.stats), Arc::clone(&self.clock));
         Watch { cluster: self.cluster.clone(), resource, place, labels: None, only: None, scope, stats, clock }
+    }
+}
+
+/// Says what a picker that never becomes ready is waiting for.
+fn say_missing(target: &Target, namespace: &str) {
+    if let Target::Pool { name, group } = target {
+        tracing::warn!(
+            name,
+            namespace,
+            group,
+            "there is no such InferencePool: not ready until it exists; are --pool-name, --pool-namespace and --pool-group right?"
+        );
     }
 }
 

@@ -40,6 +40,8 @@ pub const VERBOSE: &str = "pointsman::verbose";
 
 /// Targets of this process; the libraries below it are one step quieter.
 const OWN: &str = "pointsman";
+/// The client of the API server.
+const CLIENT: &str = "kube_client";
 
 /// How much is logged: the `-v` scale of the picker we replace, with errors only at zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,6 +85,10 @@ impl Verbosity {
         let target = metadata.target();
         if target == VERBOSE && *metadata.level() == Level::INFO {
             return self >= Verbosity::Verbose;
+        }
+        // Its errors name neither the server nor what was asked; discovery says both, once.
+        if target.starts_with(CLIENT) && self < Verbosity::Debug {
+            return false;
         }
         let own = target.strip_prefix(OWN).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
         *metadata.level() <= self.limit(own)

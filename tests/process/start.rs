@@ -144,8 +144,8 @@ async fn without_an_api_server_the_flags_of_kubernetes_end_the_start() {
     let nowhere = folder.path("no-kubeconfig");
     for args in [&["--pool-name=p"][..], &["--endpoint-selector=app=a", "--endpoint-target-ports=8000"]] {
         let ended = run_with(args, &[("KUBECONFIG", nowhere.to_str().unwrap())]).await;
-        assert_eq!(ended.code, Some(1), "{ended:?}");
-        ended.says(&["no Kubernetes API server can be reached from here"]);
+        assert_eq!(ended.code, Some(64), "{ended:?}");
+        ended.says(&["there is no Kubernetes API server to ask"]);
     }
     let nothing = run(&[]).await;
     assert_eq!(nothing.code, Some(64));

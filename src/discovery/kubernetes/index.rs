@@ -100,6 +100,8 @@ impl<T: PartialEq> Held<T> {
 #[derive(Debug)]
 pub struct Index {
     namespace: String,
+    /// Whether the API server said that there is no such pool, the last time that it said anything of it.
+    missing: bool,
     /// The pool as last seen.
     pool: Option<PoolFacts>,
     /// The pod watch that counts.
@@ -128,6 +130,7 @@ impl Index {
     pub fn new(namespace: String) -> Self {
         Self {
             namespace,
+            missing: false,
             pool: None,
             watch: None,
             watches: 0,
@@ -167,6 +170,12 @@ impl Index {
     }
 
     fn apply_pool(&mut self, change: Change<PoolFacts>) {
+        match &change {
+            Change::Complete { objects, unreadable } => self.missing = objects.is_empty() && *unreadable == 0,
+            Change::Applied(_) => self.missing = false,
+            Change::Gone(_) => self.missing = true,
+            Change::Unavailable => {}
+        }
         match change {
             Change::Complete { objects, unreadable } => match objects.into_iter().next() {
                 Some(pool) => self.set_pool(pool),
@@ -290,8 +299,14 @@ impl Index {
         self.watch.as_ref()
     }
 
+    /// Whether the API server says that the pool does not exist.
+    pub fn is_missing(&self) -> bool {
+        self.missing
+    }
+
     /// Whether the pool is known with all its pods, and with what there is to know about objectives and
-    /// rewrites, or that nothing can be known of them for now: a picker that takes traffic without them would send models by names that no server has.
+    /// rewrites, or that nothing can be known of them for now: a picker that takes traffic without them would
+    /// send models by names that no server has.
     pub fn is_ready(&self) -> bool {
         self.synced && self.objectives.settled && self.rewrites.settled
     }

@@ -47,6 +47,8 @@ use wire::{ApiResources, Failure, Line, Page, Status, chain, collect, decode};
 
 /// Objects of one page of a list.
 pub const PAGE: u32 = 250;
+/// Most objects of a list that are kept: twice what a pool can hold, so that the pool says how many it refused.
+const MAX_LISTED: usize = 2 * crate::pool::MAX_ENDPOINTS;
 /// Largest page of a list, bytes.
 const MAX_PAGE_BYTES: usize = 64 << 20;
 /// Largest line of a watch, bytes; an object of the API has at most some 3 MB.
@@ -367,7 +369,7 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
         self.stats().enter(WatchState::Listing);
         let request = Request::new(path);
         let mut objects = Vec::new();
-        let mut unreadable = 0;
+        let (mut unreadable, mut beyond) = (0, 0_usize);
         let mut next: Option<String> = None;
         let version = loop {
             let params = ListParams {
@@ -387,7 +389,7 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
                     self.page = (self.page / 4).max(1);
                     next = None;
                     objects.clear();
-                    unreadable = 0;
+                    (unreadable, beyond) = (0, 0);
                     continue;
                 }
                 Err(failure) => return Ok(Err(failure)),
@@ -402,7 +404,8 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
                     continue;
                 }
                 match self.read(item.get()) {
-                    Some(Read::Present(object)) => objects.push(object),
+                    Some(Read::Present(object)) if objects.len() < MAX_LISTED => objects.push(object),
+                    Some(Read::Present(_)) => beyond += 1,
                     Some(Read::Absent) => {}
                     None => unreadable += 1,
                 }
@@ -414,6 +417,15 @@ impl<T: Object, M, F: Fn(Change<T>) -> M> Follower<T, M, F> {
         };
         if version.is_empty() {
             return Ok(Err(Failure::new(Reason::Malformed, "the list has no resourceVersion")));
+        }
+        if beyond > 0 {
+            let resource = self.watch.resource.as_str();
+            tracing::warn!(
+                resource,
+                beyond,
+                limit = MAX_LISTED,
+                "more objects than a list may have: the rest is passed over"
+            );
         }
         objects.shrink_to_fit();
         self.deliver(Change::Complete { objects, unreadable }).await?;
