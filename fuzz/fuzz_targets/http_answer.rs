@@ -37,8 +37,9 @@ fuzz_target!(|data: &[u8]| {
     assert!(whole.3.len() <= bytes.len() && whole.3.len() <= limit);
     for chunk in [usize::from(*size).max(1), 1] {
         let cut = read(&mut response, bytes, chunk, limit);
-        // After an error nobody looks at the body: how much of it came first depends on the cut.
-        assert_eq!((&cut.0, cut.2), (&whole.0, whole.2));
+        // Of an answer that is both too large and malformed, the cut decides which is found first; after an error nobody
+        // looks at the body.
+        assert_eq!(cut.0.is_ok(), whole.0.is_ok());
         if whole.0.is_ok() {
             assert_eq!(cut, whole);
         }
