@@ -20,6 +20,7 @@
 
 pub mod claim;
 pub mod decisions;
+pub mod dispatch;
 mod exchange;
 
 use std::cell::RefCell;
@@ -30,12 +31,12 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 
 use crate::dialect::{Dialects, Wants};
-use crate::domain::{Decision, EndpointSet, InferenceRequest, Policies, Rejection, Signals, Slot, Snapshot, Timestamp};
+use crate::domain::{EndpointSet, InferenceRequest, Policies, Rejection, Signals, Slot, Snapshot, Timestamp};
 use crate::extproc::{Exchanges, SubsetHint};
 use crate::lifecycle::clock::Clock;
 use crate::pool::Pool;
 use crate::scheduling::detectors::Saturation;
-use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, SaturationDetector, TestSwitches, Watch};
+use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, SaturationDetector, TestSwitches};
 use crate::scheduling::profile::{Laps, Scratch};
 use crate::scheduling::scheduler::Scheduler;
 use crate::telemetry::metrics::{Metrics, PrefixMetrics};
@@ -43,6 +44,7 @@ use crate::telemetry::trace::{RequestTrace, Traces, kind_of};
 
 use claim::Claims;
 use decisions::DecisionLog;
+use dispatch::Committed;
 
 pub use exchange::DirectedExchange;
 
@@ -122,13 +124,6 @@ pub struct Director {
     pinned: ArcSwapOption<Policies>,
     /// When it was last said that a sheddable request passed unchecked, in microseconds; 0 is never.
     unchecked: AtomicU64,
-}
-
-/// A decision that was committed.
-struct Committed {
-    decision: Decision,
-    signals: Signals,
-    watches: Vec<Box<dyn Watch>>,
 }
 
 /// What one thread reuses from decision to decision.

@@ -25,7 +25,7 @@ pub mod subset;
 pub mod time;
 pub mod usage;
 
-pub use decision::{Decision, ProfileResult, Ranked, Rejection, RejectionReason};
+pub use decision::{Costs, Decision, ProfileResult, Ranked, Rejection, RejectionReason};
 pub use endpoint::{Endpoint, EndpointSpec, Roles};
 pub use headers::Headers;
 pub use load::{AdapterId, Freshness, LoadDetail, LoadSample, LoadTable, LoraState};
@@ -34,7 +34,7 @@ pub use policy::{ObjectiveSpec, Policies, RewriteRule, RewriteSpec, RewriteTarge
 pub use prompt::{Prompt, Segment};
 pub use request::InferenceRequest;
 pub use served::Served;
-pub use signals::{InFlightView, PrefixMatch, Signals};
+pub use signals::{Account, AccountView, CacheView, InFlightView, PrefixMatch, Signals};
 pub use slots::{EndpointSet, Slot};
 pub use snapshot::{PoolIdentity, Snapshot, Topology};
 pub use subset::SubsetEntry;

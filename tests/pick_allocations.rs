@@ -139,7 +139,7 @@ impl Scene {
             loads.set(*slot, &sample);
         }
         let matched = numbers(5).map(|n| if warm { n } else { 0 }).collect();
-        let prefix = PrefixMatch { block_tokens: 64, total_blocks: 64, matched, chains: Vec::new() };
+        let prefix = PrefixMatch { block_tokens: 64, total_blocks: 64, matched, ..PrefixMatch::default() };
         let in_flight = InFlightView { requests: numbers(3).collect(), tokens: numbers(11).map(u64::from).collect() };
         Self {
             request: InferenceRequest {

@@ -22,7 +22,8 @@ use crate::telemetry::access::AccessLine;
 use crate::telemetry::metrics::{RequestMetrics, Running, StreamGuard};
 use crate::telemetry::trace::RequestTrace;
 
-use super::{Committed, Director};
+use super::Director;
+use super::dispatch::Committed;
 
 const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
 const FAIRNESS: [&str; 2] = ["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];

@@ -35,6 +35,29 @@ pub struct Explanation {
     pub candidates: Vec<CandidateScores>,
     /// Endpoints that a filter removed, with the filter's name.
     pub removed: Vec<(Slot, Arc<str>)>,
+    /// What the picker minimised, if it minimises a cost; its candidates are those above.
+    pub costs: Option<Costs>,
+}
+
+/// The cost of each candidate by term.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Costs {
+    /// Names of the terms.
+    pub terms: Vec<&'static str>,
+    /// Values candidate by candidate, each with as many as there are terms, in `unit`.
+    pub values: Vec<f32>,
+    /// What the values are counted in, such as `s`.
+    pub unit: &'static str,
+    /// Candidates whose sum is within this distance of the least one counted as equal to it.
+    pub tolerance: f32,
+}
+
+impl Costs {
+    /// The terms of the candidate at `index`.
+    pub fn of(&self, index: usize) -> &[f32] {
+        let n = self.terms.len();
+        self.values.get(index * n..(index + 1) * n).unwrap_or(&[])
+    }
 }
 
 /// Values of one candidate.

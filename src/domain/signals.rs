@@ -18,6 +18,38 @@ pub struct PrefixMatch {
     pub matched: Vec<u32>,
     /// Block hashes of each prompt, root first; what a commit teaches the index.
     pub chains: Vec<Arc<[u64]>>,
+    /// Tokens that the model makes of one block, as learnt from what its servers count; 0 if nothing was
+    /// learnt, and then [`PrefixMatch::block_tokens`] stands for it.
+    pub learnt_block_tokens: f32,
+    /// Tokens of all prompts of the request by the same measure, if the producer knows.
+    pub prompt_tokens: Option<u64>,
+    /// What the producer knows of the caches themselves, if it mirrors them.
+    pub caches: Option<CacheView>,
+}
+
+/// The caches of the endpoints as a mirror of them knows them.
+#[derive(Clone, Debug, Default)]
+pub struct CacheView {
+    /// Tokens that each endpoint's cache has room for, by slot; NaN where that is not known.
+    pub capacity: Vec<f32>,
+    /// Seconds since the block that would be evicted next was last used, by slot; infinite while there is room.
+    pub oldest_age: Vec<f32>,
+    /// Mean time in seconds for which a block lay unused before it was hit.
+    pub reuse_age: f32,
+}
+
+impl CacheView {
+    /// Tokens that the cache of `slot` has room for, if that is known.
+    #[inline]
+    pub fn capacity(&self, slot: Slot) -> Option<f32> {
+        self.capacity.get(slot.index()).copied().filter(|tokens| *tokens > 0.0)
+    }
+
+    /// See [`CacheView::oldest_age`]; infinite for unknown slots.
+    #[inline]
+    pub fn oldest_age(&self, slot: Slot) -> f32 {
+        self.oldest_age.get(slot.index()).copied().unwrap_or(f32::INFINITY)
+    }
 }
 
 impl PrefixMatch {
@@ -30,6 +62,9 @@ impl PrefixMatch {
     /// Tokens of the prompt that `slot` is believed to hold.
     #[inline]
     pub fn tokens(&self, slot: Slot) -> u64 {
+        if self.learnt_block_tokens > 0.0 {
+            return (f64::from(self.blocks(slot)) * f64::from(self.learnt_block_tokens)) as u64;
+        }
         u64::from(self.blocks(slot)) * u64::from(self.block_tokens)
     }
 
@@ -63,6 +98,54 @@ impl InFlightView {
     }
 }
 
+/// The picker's own account of one endpoint: what it sent there and what became of it. Times in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Account {
+    /// Estimated prefill time of the requests that have no first token yet (`S`).
+    pub outstanding: f32,
+    /// Time until all of that should be done, counted on since the last first token (`F` - now, not below 0).
+    pub backlog: f32,
+    /// Learnt prefill rate in tokens per second (`R`), half the endpoint's own and half the pool's.
+    pub rate: f32,
+    /// Uncached prompt tokens of the requests that have no first token yet.
+    pub prefill_tokens: f32,
+    /// Requests that have no first token yet.
+    pub prefilling: u32,
+    /// Requests that have not ended.
+    pub in_flight: u32,
+    /// Prefill seconds routed here per second, lately (`rho_p`).
+    pub load: f32,
+    /// Uncached tokens routed here, lately: decides between equals.
+    pub intake: f32,
+    /// Prefill time that held requests which go first have been promised here; only while planning.
+    pub ahead: f32,
+}
+
+/// The accounts of all endpoints, captured once so that one decision sees one state.
+#[derive(Clone, Debug, Default)]
+pub struct AccountView {
+    /// By slot; slots past the end have had nothing.
+    pub endpoints: Vec<Account>,
+    /// Requests routed per endpoint and second, lately (`lambda`).
+    pub arrivals: f32,
+    /// Prefill seconds routed per endpoint and second, lately (`rho`).
+    pub load: f32,
+    /// Mean estimated prefill time of a request in seconds.
+    pub mean_prefill: f32,
+    /// Mean time in seconds from routing to the end of a request.
+    pub mean_stay: f32,
+    /// Samples that the pool's prefill rate was learnt from, saturating.
+    pub samples: u32,
+}
+
+impl AccountView {
+    /// The account of `slot`.
+    #[inline]
+    pub fn of(&self, slot: Slot) -> Account {
+        self.endpoints.get(slot.index()).copied().unwrap_or_default()
+    }
+}
+
 /// Everything the producers found for one request.
 #[derive(Clone, Debug, Default)]
 pub struct Signals {
@@ -72,6 +155,8 @@ pub struct Signals {
     pub prefix: Vec<PrefixMatch>,
     /// In-flight work, if its producer ran.
     pub in_flight: Option<InFlightView>,
+    /// The picker's accounts of the endpoints, if their producer ran.
+    pub accounts: Option<AccountView>,
     /// Session id per session producer, by ordinal.
     pub sessions: Vec<Option<Box<str>>>,
 }

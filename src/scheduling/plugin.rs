@@ -19,8 +19,8 @@ use std::sync::Arc;
 use super::params::{ParamSpec, Params};
 use crate::domain::node::{Node, Position, Problems, nearest};
 use crate::domain::{
-    Decision, Endpoint, Headers, InferenceRequest, Outcome, ProfileResult, Served, Signals, Slot, Snapshot, Timestamp,
-    Usage,
+    Costs, Decision, Endpoint, Headers, InferenceRequest, Outcome, ProfileResult, Served, Signals, Slot, Snapshot,
+    Timestamp, Usage,
 };
 
 /// What filters and scorers read. Nothing in it changes during a decision.
@@ -60,6 +60,12 @@ pub trait Picker: Send + Sync {
         rng: &mut fastrand::Rng,
         picked: &mut Vec<usize>,
     );
+
+    /// What the choice rests on besides the totals: called after [`Picker::pick`], with the same arguments, for
+    /// decisions that are recorded. A picker that minimises a cost gives its terms.
+    fn costs(&self, _cx: &Cycle<'_>, _candidates: &[Slot], _totals: &[f32]) -> Option<Costs> {
+        None
+    }
 }
 
 /// Which profile to run next.
@@ -87,6 +93,12 @@ pub trait Handler: Send + Sync {
 pub trait Producer: Send + Sync {
     /// Adds this producer's facts to `signals`. Producers run in dependency order.
     fn produce(&self, request: &InferenceRequest, snapshot: &Snapshot, signals: &mut Signals);
+
+    /// Brings the facts of a request that waits up to date; `signals` holds those of before. Overridden where
+    /// asking again is cheaper than asking anew.
+    fn refresh(&self, request: &InferenceRequest, snapshot: &Snapshot, signals: &mut Signals) {
+        self.produce(request, snapshot, signals);
+    }
 
     /// Whether the facts change with every reservation, so that a decision which was overtaken by
     /// another one must ask again.
@@ -289,6 +301,8 @@ pub enum SignalKind {
     Prefix,
     /// [`Signals::in_flight`]; there is one.
     InFlight,
+    /// [`Signals::accounts`]; there is one.
+    Account,
     /// [`Signals::sessions`].
     Session,
     /// [`Signals::prompt_tokens`]; there is one.
@@ -301,6 +315,7 @@ impl SignalKind {
         match self {
             SignalKind::Prefix => "approx-prefix-cache-producer",
             SignalKind::InFlight => "inflight-load-producer",
+            SignalKind::Account => "prefill-account-producer",
             SignalKind::Session => "session-id-producer",
             SignalKind::PromptTokens => "token-producer",
         }

@@ -248,6 +248,9 @@ impl Profile {
             laps.lap("Picker", &self.picker.0);
             laps.end();
         }
+        if let Some(explanation) = explanation.as_mut() {
+            explanation.costs = self.picker.1.costs(cx, candidates, totals);
+        }
         let ranked: smallvec::SmallVec<[Ranked; 1]> = picked
             .iter()
             .filter_map(|&i| {

@@ -71,7 +71,8 @@ fn scene() -> Scene {
     loads.set(Slot(0), &sample);
     scene.snapshot.loads = Arc::new(loads);
     scene.signals.in_flight = Some(InFlightView { requests: vec![2], tokens: vec![5_000] });
-    *scene.signals.prefix_mut(0) = PrefixMatch { block_tokens: 64, total_blocks: 4, matched: vec![3], chains: vec![] };
+    *scene.signals.prefix_mut(0) =
+        PrefixMatch { block_tokens: 64, total_blocks: 4, matched: vec![3], ..PrefixMatch::default() };
     let request = &mut scene.request;
     request.model = "llama".into();
     request.target_model = "adapter".into();

@@ -206,7 +206,7 @@ mod tests {
     }
 
     fn matched(blocks: &[u32]) -> PrefixMatch {
-        PrefixMatch { block_tokens: 64, total_blocks: 8, matched: blocks.to_vec(), chains: Vec::new() }
+        PrefixMatch { block_tokens: 64, total_blocks: 8, matched: blocks.to_vec(), ..PrefixMatch::default() }
     }
 
     #[test]

@@ -90,7 +90,7 @@ mod tests {
     use crate::scheduling::plugin::Registry;
 
     fn matched(blocks: &[u32]) -> PrefixMatch {
-        PrefixMatch { block_tokens: 64, total_blocks: 64, matched: blocks.to_vec(), chains: Vec::new() }
+        PrefixMatch { block_tokens: 64, total_blocks: 64, matched: blocks.to_vec(), ..PrefixMatch::default() }
     }
 
     #[test]

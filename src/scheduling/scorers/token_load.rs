@@ -110,7 +110,7 @@ mod tests {
         let mut scene = scene(500, &[0, 0, 250, 600]);
         assert_eq!(scene.scores(&scorer(1_000)), [0.5, 0.5, 0.25, 0.0]);
         *scene.signals.prefix_mut(0) =
-            PrefixMatch { block_tokens: 64, total_blocks: 7, matched: vec![0, 4, 1_000], chains: Vec::new() };
+            PrefixMatch { block_tokens: 64, total_blocks: 7, matched: vec![0, 4, 1_000], ..PrefixMatch::default() };
         assert_eq!(scene.scores(&scorer(1_000)), [0.5, 0.756, 0.75, 0.0], "cached tokens are no load");
     }
 

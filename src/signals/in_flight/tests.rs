@@ -51,7 +51,7 @@ fn tokens_go_at_the_first_bytes_and_the_request_at_the_end() {
 fn cached_tokens_are_not_charged() {
     let (built, mut scene) = (build(&ROW, vec![]), scene(100));
     *scene.signals.prefix_mut(0) =
-        PrefixMatch { block_tokens: 16, total_blocks: 6, matched: vec![0, 5, 60], chains: Vec::new() };
+        PrefixMatch { block_tokens: 16, total_blocks: 6, matched: vec![0, 5, 60], ..PrefixMatch::default() };
     let watches = [0, 1, 2].map(|slot| commit(&built, &scene, &[("default", &[slot])]));
     assert_eq!(in_flight(&built, &scene), [(1, 100), (1, 20), (1, 0)]);
     drop(watches);
