@@ -216,6 +216,7 @@ impl Director {
                 if request.priority < 0 && fresh {
                     self.admit(&snapshot, candidates)?;
                 }
+                signals.now = parts.clock.now();
                 for NamedProducer { name, producer, .. } in &parts.producers {
                     if fresh || producer.is_volatile() {
                         producer.produce(request, &snapshot, &mut signals);
