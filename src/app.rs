@@ -38,7 +38,7 @@ use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Traces;
 use leadership::Leadership;
 
-pub use build::build;
+pub use build::{build, offline};
 
 /// What stopping may take after the drain time (default of `--shutdown-grace`); with the default drain
 /// it ends within the 130 s that the charts give a pod.

@@ -6,6 +6,7 @@
 pub mod check;
 pub mod demo;
 pub mod flags;
+pub mod replay;
 pub mod serve;
 pub mod sim;
 
@@ -41,6 +42,7 @@ pub fn run(arguments: Vec<OsString>, environment: &BTreeMap<String, String>) -> 
         Invocation::Serve(start) => Ok(serve::run(*start, &tables, &mut err)),
         Invocation::Check(start) => check::run(*start, &tables, &mut out, &mut err).map_err(Into::into),
         Invocation::Sim(args) => sim::run(&args, &mut out).map(|()| 0),
+        Invocation::Replay(args) => replay::run(&args, &tables, &mut out, &mut err),
         Invocation::Demo(args) => demo::run(&args, environment, &mut out).map(|()| 0),
     };
     match result {

@@ -78,7 +78,7 @@ pub struct Settings {
     pub emit_scores: bool,
     /// One log line per request.
     pub access_log: bool,
-    /// Seed of the random numbers in picks and model rewrites; `None` draws one per thread.
+    /// Seed of the random numbers in picks and model rewrites, for each thread that decides; `None` draws one.
     pub seed: Option<u64>,
     /// What test plugins switch.
     pub test: TestSwitches,
@@ -117,6 +117,8 @@ pub struct Parts {
 /// Decides for every request of one pool.
 pub struct Director {
     parts: Parts,
+    /// Tells this director from others of the process, whose random numbers a thread may have left behind.
+    id: u64,
     claims: Claims,
     reserves: bool,
     prefix_metrics: Vec<Arc<PrefixMetrics>>,
@@ -130,9 +132,13 @@ pub struct Director {
 struct Local {
     scratch: Scratch,
     candidates: Vec<Slot>,
-    rng: Option<fastrand::Rng>,
+    /// Random numbers, with the director that they are for.
+    rng: Option<(u64, fastrand::Rng)>,
     decisions: u32,
 }
+
+/// The id of the next director.
+static DIRECTORS: AtomicU64 = AtomicU64::new(0);
 
 thread_local! {
     static LOCAL: RefCell<Local> =
@@ -148,6 +154,7 @@ impl Director {
             parts.prefix_producers.iter().map(|(name, kind)| parts.metrics.prefix_index(name, kind)).collect();
         Self {
             parts,
+            id: DIRECTORS.fetch_add(1, Ordering::Relaxed),
             claims: Claims::default(),
             reserves,
             prefix_metrics,
@@ -198,7 +205,7 @@ impl Director {
                 Laps::start(move || clock.now())
             });
             *decisions = decisions.wrapping_add(1);
-            let rng = seeded(rng, parts.settings.seed);
+            let rng = seeded(rng, self.id, parts.settings.seed);
             let test = &parts.settings.test;
             // Of a director without test plugins this is one test.
             let pinned = test
@@ -216,6 +223,7 @@ impl Director {
                 if request.priority < 0 && fresh {
                     self.admit(&snapshot, candidates)?;
                 }
+                signals.now = parts.clock.now();
                 for NamedProducer { name, producer, .. } in &parts.producers {
                     if fresh || producer.is_volatile() {
                         producer.produce(request, &snapshot, &mut signals);
@@ -295,7 +303,7 @@ impl Director {
 
     /// A random number below `below`, which must not be 0.
     fn draw(&self, below: u64) -> u64 {
-        LOCAL.with_borrow_mut(|local| seeded(&mut local.rng, self.parts.settings.seed).u64(..below))
+        LOCAL.with_borrow_mut(|local| seeded(&mut local.rng, self.id, self.parts.settings.seed).u64(..below))
     }
 
     /// Observes the times and scores of a decision.
@@ -310,9 +318,14 @@ impl Director {
     }
 }
 
-/// The random numbers of this thread.
-fn seeded(rng: &mut Option<fastrand::Rng>, seed: Option<u64>) -> &mut fastrand::Rng {
-    rng.get_or_insert_with(|| seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed))
+/// The random numbers of this thread for `director`. They begin anew with another director, so that what one run
+/// of a replay draws does not depend on the runs before it.
+fn seeded(rng: &mut Option<(u64, fastrand::Rng)>, director: u64, seed: Option<u64>) -> &mut fastrand::Rng {
+    if rng.as_ref().is_none_or(|(of, _)| *of != director) {
+        *rng = None;
+    }
+    let new = || (director, seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed));
+    &mut rng.get_or_insert_with(new).1
 }
 
 /// Ends the lap of a plugin, if this decision is timed.

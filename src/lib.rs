@@ -8,7 +8,8 @@
 //! (what it knows of a request), [`pool`] (what it knows of endpoints), [`director`] (the order of work),
 //! [`extproc`] (the wire); then what keeps inputs fresh ([`discovery`], [`collector`]), what configures
 //! it ([`config`]), what is told to operators ([`telemetry`], [`admin`]), and the process around it
-//! ([`lifecycle`], [`app`], [`cli`]). [`sim`] stands in for model servers in the demo, tests and benches.
+//! ([`lifecycle`], [`app`], [`cli`]). [`sim`] stands in for model servers in the demo, tests and benches; [`replay`]
+//! plays traces through the same code in virtual time.
 
 pub mod domain;
 
@@ -31,4 +32,5 @@ pub mod pb;
 
 pub mod app;
 pub mod cli;
+pub mod replay;
 pub mod sim;

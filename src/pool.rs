@@ -152,6 +152,11 @@ impl Pool {
         }
     }
 
+    /// Publishes gathered samples now: for replays, which have no task that runs [`Pool::publish_samples`].
+    pub fn publish_now(&self) {
+        self.publish(&self.state.lock());
+    }
+
     fn publish(&self, state: &PoolState) {
         self.current.store(Arc::new(state.snapshot()));
     }

@@ -40,7 +40,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "lifecycle",
         ],
     ),
-    ("cli", &["app", "config", "domain", "sim", "lifecycle", "telemetry", "scheduling", "director"]),
+    ("replay", &["app", "config", "domain", "director", "lifecycle", "pool", "scheduling"]),
+    ("cli", &["app", "config", "domain", "sim", "lifecycle", "telemetry", "scheduling", "director", "replay"]),
     ("pb", &[]),
 ];
 

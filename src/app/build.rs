@@ -39,7 +39,7 @@ use crate::lifecycle::watch_file::{Contents, read_all};
 use crate::pool::Pool;
 use crate::scheduling::detectors::Saturation;
 use crate::scheduling::params::Params;
-use crate::scheduling::plugin::{Commit, Metric, Need, SignalKind};
+use crate::scheduling::plugin::{Metric, Need, SignalKind};
 use crate::telemetry::metrics::family::Count;
 use crate::telemetry::metrics::{Metrics, MetricsOptions, WatchPage};
 use crate::telemetry::trace::{Exporter, Sampling, Traces};
@@ -122,15 +122,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         grpc_stream_metrics: settings.metrics.stream_metrics,
         ..MetricsOptions::default()
     });
-    let commits = config.commits.clone();
-    let learners = commits.clone();
-    let forget = move |endpoint: &Endpoint| {
-        for (_, commit) in &learners {
-            commit.endpoint_removed(endpoint);
-        }
-    };
-    let pool =
-        Arc::new(Pool::new(config.pool.clone(), settings.intervals.staleness, Arc::clone(&clock), Box::new(forget)));
+    let pool = pool_of(&config, &clock);
 
     let kubernetes = match cluster.clone() {
         Some(cluster) => Some(Discovery {
@@ -154,7 +146,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     }
 
     let traces = traces(&config, &metrics, &clock);
-    let mut director = parts_of(&config, &environment, commits, &pool, &metrics, &clock);
+    let mut director = parts_of(&config, environment.seed, &pool, &metrics, &clock);
     director.traces.clone_from(&traces);
     let director = Arc::new(Director::new(director));
     observe(&config, &metrics, &pool, &clock);
@@ -204,6 +196,16 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         grace,
         traces,
     })
+}
+
+/// The deciding part alone: an empty pool and the director over it, as [`build`] makes them, with nothing that
+/// listens, scrapes, discovers or follows files. For replays, which play all of these in virtual time. `seed`
+/// makes the picks of one thread repeatable.
+pub fn offline(config: &Config, seed: u64, clock: Arc<dyn Clock>) -> (Arc<Pool>, Arc<Director>) {
+    let metrics = Metrics::with_options(MetricsOptions::default());
+    let pool = pool_of(config, &clock);
+    let director = Arc::new(Director::new(parts_of(config, Some(seed), &pool, &metrics, &clock)));
+    (pool, director)
 }
 
 impl Parts {
@@ -335,10 +337,21 @@ async fn endpoints(config: &Config) -> Result<Endpoints, Unusable> {
     Ok((specs, params.watch_file.then_some((path, contents))))
 }
 
+/// The pool of `config`, still empty; what learns from choices is told when an endpoint leaves.
+fn pool_of(config: &Config, clock: &Arc<dyn Clock>) -> Arc<Pool> {
+    let learners = config.commits.clone();
+    let forget = move |endpoint: &Endpoint| {
+        for (_, commit) in &learners {
+            commit.endpoint_removed(endpoint);
+        }
+    };
+    let staleness = config.settings.intervals.staleness;
+    Arc::new(Pool::new(config.pool.clone(), staleness, Arc::clone(clock), Box::new(forget)))
+}
+
 fn parts_of(
     config: &Config,
-    environment: &Environment,
-    commits: Vec<(Arc<str>, Arc<dyn Commit>)>,
+    seed: Option<u64>,
     pool: &Arc<Pool>,
     metrics: &Arc<Metrics>,
     clock: &Arc<dyn Clock>,
@@ -358,7 +371,7 @@ fn parts_of(
         scheduler: config.scheduler.clone(),
         producers: producers.collect(),
         prefix_producers: prefix_producers(config),
-        commits,
+        commits: config.commits.clone(),
         saturation: config.detector.clone(),
         plugins: config.names.clone(),
         dialects: Dialects::new(parsers),
@@ -372,7 +385,7 @@ fn parts_of(
             ignore_subset: settings.disable_subset_filter,
             emit_scores: settings.emit_scores,
             access_log: settings.logging.access_log,
-            seed: environment.seed,
+            seed,
             test: config.registry.test_switches.clone(),
         },
     }

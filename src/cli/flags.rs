@@ -23,6 +23,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::demo::DemoArgs;
+use crate::cli::replay::ReplayArgs;
 use crate::cli::sim::SimArgs;
 use crate::config::Source;
 use crate::config::resolve::go_bool;
@@ -43,6 +44,8 @@ pub enum Invocation {
     Sim(SimArgs),
     /// `demo`: a pool of simulated model servers with a picker.
     Demo(DemoArgs),
+    /// `replay`: traces through configurations in virtual time.
+    Replay(Box<ReplayArgs>),
     /// `--help` or `--version`: print this and exit 0.
     Print(String),
 }
@@ -66,6 +69,8 @@ enum Command {
     Sim(SimArgs),
     /// Run a pool of simulated model servers with a picker in front.
     Demo(DemoArgs),
+    /// Replay a trace through one or several configurations in virtual time and compare them.
+    Replay(Box<ReplayArgs>),
 }
 
 /// Endpoint picker for LLM inference.
@@ -332,6 +337,7 @@ pub fn parse(
         Some(Command::Check(flags)) => Invocation::Check(start(&flags, &mut problems)),
         Some(Command::Sim(args)) => Invocation::Sim(args),
         Some(Command::Demo(args)) => Invocation::Demo(args),
+        Some(Command::Replay(args)) => Invocation::Replay(args),
     };
     if !problems.errors.is_empty() {
         return Err(problems.errors);

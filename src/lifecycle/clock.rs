@@ -54,6 +54,11 @@ impl ManualClock {
     pub fn advance(&self, by: Duration) {
         self.micros.fetch_add(u64::try_from(by.as_micros()).unwrap_or(u64::MAX), Ordering::AcqRel);
     }
+
+    /// Moves the clock to `now`, if that is not in its past: it never goes back.
+    pub fn advance_to(&self, now: Timestamp) {
+        self.micros.fetch_max(now.0, Ordering::AcqRel);
+    }
 }
 
 impl Clock for ManualClock {
