@@ -5,8 +5,8 @@ use smallvec::smallvec;
 
 use super::*;
 use crate::domain::{Prompt, Segment};
-use crate::signals::approx_prefix::hash;
-use crate::signals::approx_prefix::tree::check::Summary;
+use crate::signals::prefix::hash;
+use crate::signals::prefix::tree::check::Summary;
 
 impl Index {
     /// Verifies every shard and the sums over them; call it while nobody writes.
