@@ -12,6 +12,7 @@
 
 pub mod cel;
 pub mod detectors;
+pub mod dispatch;
 pub mod filters;
 #[cfg(test)]
 pub(crate) mod fixtures;
