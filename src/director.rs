@@ -220,6 +220,7 @@ impl Director {
                 if request.priority < 0 && facts == Facts::None {
                     self.admit(&snapshot, candidates)?;
                 }
+                signals.now = parts.clock.now();
                 for NamedProducer { name, producer, .. } in &parts.producers {
                     match facts {
                         Facts::Known if !producer.is_volatile() => continue,

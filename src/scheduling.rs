@@ -11,6 +11,7 @@
 //! learns, it learns in [`plugin::Commit`] after the choice.
 
 pub mod cel;
+pub mod cost;
 pub mod detectors;
 pub mod dispatch;
 pub mod filters;

@@ -4,6 +4,7 @@
 //! generator that the caller passes in, one per worker and never behind a lock (in the picker we
 //! replace, all pickers of all requests wait for one generator).
 
+pub mod cost;
 pub mod max_score;
 pub mod random;
 pub mod round_robin;
@@ -12,7 +13,7 @@ pub mod weighted_random;
 use super::plugin::{Build, Row};
 
 /// Every picker that a configuration can name.
-pub const TABLE: &[Row] = &[max_score::ROW, random::ROW, weighted_random::ROW, round_robin::ROW];
+pub const TABLE: &[Row] = &[max_score::ROW, random::ROW, weighted_random::ROW, round_robin::ROW, cost::ROW];
 
 crate::params! {
     /// What all pickers have in common.
