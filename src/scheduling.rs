@@ -13,6 +13,7 @@
 pub mod cel;
 pub mod cost;
 pub mod detectors;
+pub mod dispatch;
 pub mod filters;
 #[cfg(test)]
 pub(crate) mod fixtures;

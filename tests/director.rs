@@ -83,6 +83,7 @@ fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool
         prefix_producers: Vec::new(),
         commits: config.commits.clone(),
         saturation: config.detector.clone(),
+        dispatch: config.dispatch.clone(),
         plugins: config.names.clone(),
         dialects: Dialects::default(),
         metrics: Metrics::new(),
@@ -110,7 +111,7 @@ fn prompt(text: &str) -> CompleteRequest {
     let headers =
         Headers::from([(":method", "POST"), (":path", "/v1/completions"), ("content-type", "application/json")]);
     let body = Bytes::from(format!(r#"{{"model":"m","prompt":"{text}"}}"#));
-    CompleteRequest { headers, body, has_body: true, subset: None }
+    CompleteRequest { headers, body, has_body: true, subset: None, may_wait: false }
 }
 
 fn in_flight(pool: &Pool) -> Vec<u64> {

@@ -201,6 +201,7 @@ fn access_line() -> Run {
         outcome: Outcome::Completed,
         total: Duration::from_micros(1_500_250),
         decision: Some(Duration::from_micros(42)),
+        held: None,
         ttft: Some(Duration::from_micros(90_130)),
         request_bytes: 4_000,
         response_bytes: 900,

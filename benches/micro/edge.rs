@@ -162,7 +162,7 @@ pub fn decision(body: usize) -> impl FnMut() {
         let mut exchange = directed.open();
         exchange.request_headers(&headers);
         clock.advance(GAP);
-        let request = CompleteRequest { headers: headers.clone(), body, has_body: true, subset: None };
+        let request = CompleteRequest { headers: headers.clone(), body, has_body: true, subset: None, may_wait: false };
         black_box(exchange.decide(request)).expect("routed");
         exchange.end(Outcome::RoutedOnly);
     }

@@ -41,6 +41,7 @@ impl Picker {
             prefix_producers: prefix_producers(&config),
             commits: config.commits.clone(),
             saturation: config.detector.clone(),
+            dispatch: config.dispatch.clone(),
             plugins: config.names.clone(),
             dialects: Dialects::default(),
             metrics: Metrics::new(),

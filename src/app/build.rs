@@ -57,6 +57,7 @@ pub(super) struct Parts {
     tls: Option<Arc<ServerConfig>>,
     certificate: Option<(PathBuf, Arc<CertificateHolder>)>,
     pool: Arc<Pool>,
+    director: Arc<Director>,
     collector: Option<Collection>,
     endpoints: Option<(PathBuf, Contents)>,
     admin_tls: Option<Arc<AdminTls>>,
@@ -174,6 +175,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         tls,
         certificate,
         pool: Arc::clone(&pool),
+        director: Arc::clone(&director),
         collector,
         endpoints,
         kubernetes,
@@ -229,6 +231,10 @@ impl Parts {
         });
         spawner.critical("health listener", admin::health::serve(listeners.health, self.health, drain.clone()));
         spawner.critical("admin listener", admin::serve(listeners.metrics, self.admin, drain.clone()));
+        if self.director.holds() {
+            let planned = self.director.keep_planning();
+            spawner.critical("planning of held requests", async move { match planned.await {} });
+        }
         if let Some(Collection { settings, sink }) = self.collector {
             let (pool, clock, drain) = (self.pool.clone(), self.clock, drain.clone());
             let work = async move {
@@ -373,6 +379,7 @@ fn parts_of(
         prefix_producers: prefix_producers(config),
         commits: config.commits.clone(),
         saturation: config.detector.clone(),
+        dispatch: config.dispatch.clone(),
         plugins: config.names.clone(),
         dialects: Dialects::new(parsers),
         metrics: Arc::clone(metrics),

@@ -16,6 +16,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::dispatch::Dispatch;
 use super::params::{ParamSpec, Params};
 use crate::domain::node::{Node, Position, Problems, nearest};
 use crate::domain::{
@@ -240,6 +241,8 @@ pub struct Built {
     pub commit: Option<Arc<dyn Commit>>,
     /// As saturation detector.
     pub saturation: Option<Arc<dyn SaturationDetector>>,
+    /// As what says when requests are sent; at most one of a configuration.
+    pub dispatch: Option<Arc<Dispatch>>,
     /// A typed handle for plugins that must reach this instance (looked up by plugin name).
     pub handle: Option<Arc<dyn Any + Send + Sync>>,
 }

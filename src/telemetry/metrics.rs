@@ -14,6 +14,7 @@
 //! observation (twice the cost, and see [`family`]).
 
 pub mod catalog;
+mod dispatch;
 pub mod family;
 mod pool;
 mod prefix;
@@ -33,6 +34,7 @@ use prometheus::{Encoder, Histogram, TextEncoder};
 use smallvec::SmallVec;
 
 use self::catalog as c;
+pub use self::dispatch::{DispatchMetrics, DispatchReason};
 pub use self::family::{Count, Family, LabelCap, Lazy, OTHER, Page};
 pub use self::prefix::PrefixMetrics;
 use crate::domain::{Endpoint, Outcome, Snapshot, Usage};
@@ -334,6 +336,11 @@ impl Metrics {
                 }
             }
         });
+    }
+
+    /// Shows what became of requests at just-in-time dispatch; `held` is (requests, bytes) now.
+    pub fn watch_dispatch(&self, counts: Arc<DispatchMetrics>, held: impl Fn() -> (u64, u64) + Send + Sync + 'static) {
+        self.register(move |page| counts.collect(page, held()));
     }
 
     /// Shows how many spans were recorded, exported, and lost because the collector did not take them.

@@ -220,6 +220,13 @@ catalog! {
     STREAM_DURATION = HISTOGRAM "extproc_stream_duration_seconds" &[], STREAM_BUCKETS, "How long ext_proc streams stay open.";
     STREAMS_TOTAL = COUNTER "extproc_streams_total" &["code"], &[], "Finished ext_proc streams by gRPC status code.";
 
+    DISPATCHES = COUNTER "dispatch_total" &["mode", "reason"], &[],
+        "Requests by when just-in-time dispatch sent them (immediate, or after it held them) and why.";
+    DISPATCH_REQUESTS = GAUGE "dispatch_held_requests" &[], &[], "Requests that are held.";
+    DISPATCH_BYTES = GAUGE "dispatch_held_bytes" &[], &[], "Bytes of the bodies of requests that are held.";
+    DISPATCH_HELD = HISTOGRAM "dispatch_held_seconds" &[], PROCESSING_BUCKETS,
+        "Time for which requests were held that were then sent or refused.";
+
     IN_FLIGHT_REQUESTS = GAUGE "inflight_requests"
         &["endpoint_name", "namespace", "producer_name", "fairness_id", "priority"], &[],
         "Requests that were routed to an endpoint and have not ended.";
