@@ -186,10 +186,10 @@ impl Director {
         traced: bool,
     ) -> Result<Committed, Rejection> {
         let parts = &self.parts;
-        let explain = parts.decisions.is_on() || parts.settings.emit_scores;
         let mut signals = Signals::default();
         let mut fresh = true;
         let mut attempts = 0;
+        let mut explain = false;
         LOCAL.with_borrow_mut(|local| {
             let Local { scratch, candidates, rng, decisions } = local;
             // Every 64th decision of a thread, the first included.
@@ -224,6 +224,7 @@ impl Director {
                 }
                 fresh = false;
                 let now = parts.clock.now();
+                explain = explain || parts.settings.emit_scores || attempts == 0 && parts.decisions.takes(request, now);
                 let cycle = Cycle { request, snapshot: &snapshot, signals: &signals, now };
                 let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain);
                 parts.metrics.observe_scheduling(parts.clock.now().since(now));
