@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod explain;
 pub mod flags;
 pub mod serve;
 pub mod sim;
@@ -42,6 +43,7 @@ pub fn run(arguments: Vec<OsString>, environment: &BTreeMap<String, String>) -> 
         Invocation::Check(start) => check::run(*start, &tables, &mut out, &mut err).map_err(Into::into),
         Invocation::Sim(args) => sim::run(&args, &mut out).map(|()| 0),
         Invocation::Demo(args) => demo::run(&args, environment, &mut out).map(|()| 0),
+        Invocation::Explain(args) => explain::run(&args, &mut out).map(|()| 0),
     };
     match result {
         Ok(code) => ExitCode::from(code),

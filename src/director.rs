@@ -189,7 +189,7 @@ impl Director {
         let mut signals = Signals::default();
         let mut fresh = true;
         let mut attempts = 0;
-        let mut explain = false;
+        let mut recorded = false;
         LOCAL.with_borrow_mut(|local| {
             let Local { scratch, candidates, rng, decisions } = local;
             // Every 64th decision of a thread, the first included.
@@ -224,14 +224,19 @@ impl Director {
                 }
                 fresh = false;
                 let now = parts.clock.now();
-                explain = explain || parts.settings.emit_scores || attempts == 0 && parts.decisions.takes(request, now);
+                recorded = recorded || attempts == 0 && parts.decisions.takes(request, now);
+                let explain = recorded || parts.settings.emit_scores;
                 let cycle = Cycle { request, snapshot: &snapshot, signals: &signals, now };
                 let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain);
                 parts.metrics.observe_scheduling(parts.clock.now().since(now));
                 if scheduled.is_err() {
                     parts.metrics.scheduler_attempt(&request.target_model, None);
                 }
-                let decision = scheduled?;
+                let mut decision = scheduled?;
+                if explain && !recorded {
+                    let explained = decision.profiles.iter_mut().filter_map(|p| p.explanation.as_deref_mut());
+                    explained.for_each(|why| why.scores_only = true);
+                }
                 if request.headers.get("prefer").is_some_and(|v| v.eq_ignore_ascii_case("if-available"))
                     && !holds_prefix(&signals, decision.destination().slot)
                 {

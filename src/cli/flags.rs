@@ -23,6 +23,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::demo::DemoArgs;
+use crate::cli::explain::ExplainArgs;
 use crate::cli::sim::SimArgs;
 use crate::config::Source;
 use crate::config::resolve::go_bool;
@@ -43,6 +44,8 @@ pub enum Invocation {
     Sim(SimArgs),
     /// `demo`: a pool of simulated model servers with a picker.
     Demo(DemoArgs),
+    /// `explain`: why a request went where it went.
+    Explain(ExplainArgs),
     /// `--help` or `--version`: print this and exit 0.
     Print(String),
 }
@@ -66,6 +69,8 @@ enum Command {
     Sim(SimArgs),
     /// Run a pool of simulated model servers with a picker in front.
     Demo(DemoArgs),
+    /// Print a decision of a running picker: its candidates, their scores or costs, and what would have changed it.
+    Explain(ExplainArgs),
 }
 
 /// Endpoint picker for LLM inference.
@@ -348,6 +353,7 @@ pub fn parse(
         Some(Command::Check(flags)) => Invocation::Check(start(&flags, &mut problems)),
         Some(Command::Sim(args)) => Invocation::Sim(args),
         Some(Command::Demo(args)) => Invocation::Demo(args),
+        Some(Command::Explain(args)) => Invocation::Explain(args),
     };
     if !problems.errors.is_empty() {
         return Err(problems.errors);

@@ -190,7 +190,8 @@ impl DecisionLog {
         at: Timestamp,
         held: Duration,
     ) -> Option<Arc<Record>> {
-        if !self.is_on() || decision.profiles.iter().all(|p| p.explanation.is_none()) {
+        let explained = decision.profiles.iter().filter_map(|p| p.explanation.as_deref());
+        if !self.is_on() || explained.filter(|why| !why.scores_only).count() == 0 {
             return None;
         }
         let number = self.made.fetch_add(1, Ordering::Relaxed) + 1;

@@ -52,6 +52,8 @@ pub struct Explanation {
     pub tie: Option<&'static str>,
     /// What the picker minimised, if it minimises a cost; its candidates are those above.
     pub costs: Option<Costs>,
+    /// Made for the scores alone: the decision is not to be recorded.
+    pub scores_only: bool,
 }
 
 impl Explanation {

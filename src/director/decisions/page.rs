@@ -156,7 +156,7 @@ fn millis(time: Duration) -> f64 {
     time.as_micros() as f64 / 1_000.0
 }
 
-/// The shortest decimal number that means `value`; nothing for what is no number.
+/// Six digits of `value`, as many as an f32 is sure of after a few sums; nothing for what is no number.
 fn number(value: f32) -> Value {
-    if value.is_finite() { value.to_string().parse::<f64>().map_or(Value::Null, Value::from) } else { Value::Null }
+    if value.is_finite() { format!("{value:.5e}").parse::<f64>().map_or(Value::Null, Value::from) } else { Value::Null }
 }
