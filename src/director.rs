@@ -204,8 +204,8 @@ impl Director {
     fn route_observed(&self, ask: Ask<'_>, signals: &mut Signals, traced: bool) -> Result<Choice, Rejection> {
         let Ask { request, subset, mut facts, mut gate } = ask;
         let parts = &self.parts;
-        let explain = parts.decisions.is_on() || parts.settings.emit_scores;
         let mut attempts = 0;
+        let mut recorded = false;
         LOCAL.with_borrow_mut(|local| {
             let Local { scratch, candidates, rng, decisions } = local;
             // Every 64th decision of a thread, the first included.
@@ -241,13 +241,19 @@ impl Director {
                     gate.promise(signals);
                 }
                 let now = parts.clock.now();
+                recorded = recorded || attempts == 0 && parts.decisions.takes(request, now);
+                let explain = recorded || parts.settings.emit_scores;
                 let cycle = Cycle { request, snapshot: &snapshot, signals, now };
                 let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain);
                 parts.metrics.observe_scheduling(parts.clock.now().since(now));
                 if scheduled.is_err() {
                     parts.metrics.scheduler_attempt(&request.target_model, None);
                 }
-                let decision = scheduled?;
+                let mut decision = scheduled?;
+                if explain && !recorded {
+                    let explained = decision.profiles.iter_mut().filter_map(|p| p.explanation.as_deref_mut());
+                    explained.for_each(|why| why.scores_only = true);
+                }
                 if request.headers.get("prefer").is_some_and(|v| v.eq_ignore_ascii_case("if-available"))
                     && !holds_prefix(signals, decision.destination().slot)
                 {

@@ -315,7 +315,7 @@ const BURDENS: &[(&str, Burden)] = &[
 
 /// Filters whose rule is about the candidates together: they let all pass where they would leave
 /// nobody, or treat the unknown by whether others are known. Their unit tests compare them with oracles.
-const RELATIVE: &[&str] = &["utilization-filter", "session-affinity-filter"];
+const RELATIVE: &[&str] = &["utilization-filter", "session-affinity-filter", "prefix-cache-affinity-filter"];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]

@@ -76,6 +76,7 @@ pub const WORKLOADS: &[Workload] = &[
     workload("decision, 128 KB", 64, || Box::new(edge::decision(128 << 10))),
     workload("access log line", 100, access_line),
     workload("all of it, 1 KB and 3 chunks", 128, || whole(SMALL)),
+    workload("all of it, 1 KB and 3 chunks, recorded", 128, || recorded(SMALL)),
     workload("all of it, 16 KB and 3 chunks", 64, || whole(MIDDLE)),
     workload("all of it, 128 KB and 3 chunks", 64, || whole(LARGE)),
     workload("all of it, 1 KB and 100 chunks", 64, || whole(LONG)),
@@ -181,7 +182,13 @@ fn scrape(filtered: bool) -> Run {
 
 fn whole(shape: Shape) -> Run {
     log_nowhere();
-    Box::new(edge::picker(shape, true))
+    Box::new(edge::picker(shape, true, 0))
+}
+
+/// As [`whole`], with a record of each decision.
+fn recorded(shape: Shape) -> Run {
+    log_nowhere();
+    Box::new(edge::picker(shape, true, 64))
 }
 
 fn access_line() -> Run {

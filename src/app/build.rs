@@ -16,10 +16,10 @@ use crate::admin::tls::AdminTls;
 use crate::admin::{self, AdminState};
 use crate::collector::{self, PollError, SampleSink};
 use crate::config::features::Feature;
-use crate::config::settings::{CipherSuite, TlsVersion};
+use crate::config::settings::{CipherSuite, Settings, TlsVersion};
 use crate::config::{self, Config, DataSource};
 use crate::dialect::{self, Dialects, Wants};
-use crate::director::decisions::DecisionLog;
+use crate::director::decisions::{DecisionLog, Query};
 use crate::director::{self, Directed, Director, NamedProducer};
 use crate::discovery::file::{self, FileDiscovery};
 use crate::discovery::kubernetes::stats::{Resource, Stats, WatchState};
@@ -42,6 +42,7 @@ use crate::scheduling::params::Params;
 use crate::scheduling::plugin::{Metric, Need, SignalKind};
 use crate::telemetry::metrics::family::Count;
 use crate::telemetry::metrics::{Metrics, MetricsOptions, WatchPage};
+use crate::telemetry::replay_log::ReplayLog;
 use crate::telemetry::trace::{Exporter, Sampling, Traces};
 
 use super::grpc::Services;
@@ -149,6 +150,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let traces = traces(&config, &metrics, &clock);
     let mut director = parts_of(&config, environment.seed, &pool, &metrics, &clock);
     director.traces.clone_from(&traces);
+    director.decisions = Arc::new(decision_log(&settings, &metrics)?);
     let director = Arc::new(Director::new(director));
     observe(&config, &metrics, &pool, &clock);
 
@@ -385,7 +387,7 @@ fn parts_of(
         metrics: Arc::clone(metrics),
         clock: Arc::clone(clock),
         traces: None,
-        decisions: Arc::new(DecisionLog::new(settings.limits.debug_decisions)),
+        decisions: Arc::default(),
         settings: director::Settings {
             wants: Wants { prompts: config.registry.needs(&Need::Prompts) },
             reads_usage: settings.token_metrics || config.registry.needs(&Need::Usage),
@@ -457,19 +459,39 @@ fn observe(config: &Config, metrics: &Arc<Metrics>, pool: &Arc<Pool>, clock: &Ar
     });
 }
 
+/// What is kept of decisions, with the file for replays.
+fn decision_log(settings: &Settings, metrics: &Metrics) -> anyhow::Result<DecisionLog> {
+    let open = |(path, size): &(PathBuf, u64)| {
+        let log = ReplayLog::open(path, *size);
+        log.map(Arc::new).with_context(|| format!("--decision-log: cannot write {}", path.display()))
+    };
+    let file = settings.decision_log.as_ref().map(open).transpose()?;
+    if let Some(counted) = file.clone() {
+        metrics.watch_decision_log(move || counted.counts());
+    }
+    Ok(DecisionLog::new(settings.limits.debug_decisions)
+        .with_rate(settings.limits.decisions_per_second)
+        .with_header(settings.allow_explain_header)
+        .with_file(file))
+}
+
 fn admin_state(config: &Config, metrics: &Arc<Metrics>, readiness: &Readiness, director: &Arc<Director>) -> AdminState {
     let rendered = config.render().to_owned();
     let producers = config.producers.clone();
     let decisions = Arc::clone(&director.parts().decisions);
+    let clock = Arc::clone(&director.parts().clock);
     AdminState::new(Arc::clone(metrics), readiness.clone())
         .with_config(move || rendered.clone())
         .with_plugins(move || {
             let states = producers.iter().filter_map(|p| Some((p.name.to_string(), p.producer.debug_state()?)));
             serde_json::Value::Object(states.collect()).to_string()
         })
-        .with_decisions(move || match decisions.is_on() {
-            true => format!("{}\n", decisions.to_json()),
-            false => "{\"capacity\":0,\"decisions\":[],\"hint\":\"start with --debug-decisions=N\"}\n".to_owned(),
+        .with_decisions(move |query| match decisions.is_on() {
+            true => {
+                let query = Query::parse(query)?;
+                Ok(format!("{}\n", decisions.page(&query, Some((clock.now(), clock.wall())))))
+            }
+            false => Ok("{\"capacity\":0,\"decisions\":[],\"hint\":\"start with --debug-decisions=N\"}\n".to_owned()),
         })
 }
 

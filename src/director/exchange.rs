@@ -17,16 +17,19 @@ use smallvec::SmallVec;
 
 use crate::dialect::{self, AnswerFormat, ModelRestorer, Parsed, UsageReader};
 use crate::domain::{
-    Decision, Endpoint, Headers, InferenceRequest, Outcome, Rejection, Served, Signals, Slot, Timestamp, Usage,
+    Decision, Ended, Endpoint, Headers, InferenceRequest, Outcome, Record, Rejection, Served, Signals, Slot, Timestamp,
+    Usage,
 };
 use crate::extproc::{CompleteRequest, Exchange, Route, SubsetHint};
 use crate::scheduling::plugin::{End, ResponseStart, Watch};
 use crate::scheduling::responses::served_verifier;
 use crate::telemetry::access::AccessLine;
 use crate::telemetry::metrics::{RequestMetrics, Running, StreamGuard};
+use crate::telemetry::replay_log::Line;
 use crate::telemetry::trace::RequestTrace;
 
 use super::Director;
+use super::decisions::DECISION_HEADER;
 use super::dispatch::{Committed, Held, Submitted};
 
 const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
@@ -77,6 +80,11 @@ pub struct DirectedExchange {
     decided_in: Duration,
     rejection: Option<Rejection>,
     watches: Vec<Box<dyn Watch>>,
+    /// The decision on it, if that is recorded, and whether the client is told its name.
+    record: Option<Arc<Record>>,
+    asked: bool,
+    /// Its line for `--decision-log`, if that is written.
+    logged: Option<Box<Line>>,
     usage: Option<UsageReader>,
     restore: Option<ModelRestorer>,
     answer: Answer,
@@ -107,6 +115,9 @@ impl DirectedExchange {
             decided_in: Duration::ZERO,
             rejection: None,
             watches: Vec::new(),
+            record: None,
+            asked: false,
+            logged: None,
             usage: None,
             restore: None,
             answer: Answer::default(),
@@ -217,7 +228,6 @@ impl DirectedExchange {
         let parts = director.parts();
         self.watches = watches;
         self.held_for = held;
-        parts.decisions.record(&self.request, &decision, &signals);
         let destination = Arc::clone(decision.destination());
         self.predicted_cached =
             signals.prefix.first().filter(|m| m.total_blocks > 0).map(|m| m.tokens(destination.slot));
@@ -244,7 +254,10 @@ impl DirectedExchange {
         }
         let scores = if parts.settings.emit_scores { scores_of(&decision) } else { Vec::new() };
         let route = Route { destination: destinations_of(&decision), set_headers, body, scores };
+        self.asked = parts.decisions.is_asked(&self.request);
+        self.logged = parts.decisions.file().map(|log| log.line(&self.request, &signals, destination.name()));
         self.destination = Some(destination);
+        self.record = parts.decisions.record(&self.request, decision, signals, self.opened_at, held);
         // The prompt has been read: what follows needs only names and counts.
         self.request.body = Bytes::new();
         self.request.prompts = SmallVec::new();
@@ -366,6 +379,14 @@ impl DirectedExchange {
                 _ => "OK",
             };
             stream.finish(code, total);
+        }
+        if let Some(record) = self.record.take() {
+            record.end(Ended { outcome, status: answer.status, ttft, total, usage, served_by: self.served.clone() });
+        }
+        if let (Some(line), Some(log), Some(ttft), Outcome::Completed) =
+            (self.logged.take(), parts.decisions.file(), ttft, outcome)
+        {
+            log.write(*line, ttft, &usage);
         }
         let trace = self.trace.take();
         if !parts.settings.access_log && trace.is_none() {
@@ -493,6 +514,9 @@ impl Exchange for DirectedExchange {
         for watch in &mut self.watches {
             watch.response_headers(&start, &mut add);
         }
+        if let Some(record) = self.record.as_ref().filter(|_| self.asked) {
+            add.push((DECISION_HEADER, self.director.parts.decisions.name(record)));
+        }
         add.into_iter().map(|(name, value)| (Cow::Borrowed(name), Bytes::from(value))).collect()
     }
 
@@ -548,7 +572,7 @@ fn destinations_of(decision: &Decision) -> Box<str> {
 
 /// The total of every candidate that was scored, for the scores metadata.
 fn scores_of(decision: &Decision) -> Vec<(Box<str>, f64)> {
-    let explanation = decision.primary().explanation.as_deref();
-    let candidates = explanation.map_or(&[][..], |e| e.candidates.as_slice());
-    candidates.iter().map(|c| (c.endpoint.destination().into(), f64::from(c.total))).collect()
+    let Some(why) = decision.primary().explanation.as_deref() else { return Vec::new() };
+    let score = |i: usize| Some((why.endpoint(i)?.destination().into(), f64::from(why.total(i))));
+    (0..why.candidates.len()).filter_map(score).collect()
 }

@@ -67,6 +67,12 @@ pub trait Picker: Send + Sync {
     fn costs(&self, _cx: &Cycle<'_>, _candidates: &[Slot], _totals: &[f32]) -> Option<Costs> {
         None
     }
+
+    /// What decides among candidates that count as equal, to follow "equals are decided by", for decisions that
+    /// are recorded.
+    fn tie_rule(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Which profile to run next.

@@ -352,6 +352,15 @@ impl Metrics {
         });
     }
 
+    /// Shows the lines of the decision log: those written and those dropped.
+    pub fn watch_decision_log(&self, counts: impl Fn() -> [u64; 2] + Send + Sync + 'static) {
+        self.register(move |page| {
+            for (result, count) in ["written", "dropped"].into_iter().zip(counts()) {
+                page.value(&c::DECISION_LOG_LINES, &[result], count as f64);
+            }
+        });
+    }
+
     /// Shows whether this process leads by the lease `name`: whether it does, how often that changed, and
     /// the time since the lease was last heard of.
     pub fn watch_leadership(

@@ -241,6 +241,8 @@ catalog! {
         "Work that is switched on, by the plugin or flag that asks for it; always 1.";
     TRACE_SPANS = COUNTER "trace_spans_total" &["result"], &[],
         "Spans by result: recorded, then exported or failed; what is neither waits or was dropped.";
+    DECISION_LOG_LINES = COUNTER "decision_log_lines_total" &["result"], &[],
+        "Lines of the decision log by result: written, or dropped because the disk was behind or failed.";
     LABEL_SETS = GAUGE "request_label_sets" &[], &[], "Label sets that the request metrics hold.";
 
     LEADER = GAUGE "leader_election_master_status" POOL, &[], "Whether this process leads: 1, or 0 as a standby.";

@@ -102,6 +102,7 @@ fn populated() -> Arc<Metrics> {
     metrics.watch_scores(vec![("queue".into(), "queue-scorer")], move || Arc::clone(&shown));
     metrics.show_features(vec![("usage".into(), "--token-metrics".into())]);
     metrics.watch_spans(|| [5, 3, 1]);
+    metrics.watch_decision_log(|| [9, 2]);
     metrics.watch_watches(|| {
         vec![WatchPage {
             resource: "pods",
@@ -154,6 +155,7 @@ fn current_series_have_their_labels() {
         ("llm_d_epp_log_lines_dropped_total".into(), 4.0),
         ("llm_d_epp_feature_enabled{feature=\"usage\",plugin=\"--token-metrics\"}".into(), 1.0),
         ("llm_d_epp_trace_spans_total{result=\"exported\"}".into(), 3.0),
+        ("llm_d_epp_decision_log_lines_total{result=\"dropped\"}".into(), 2.0),
         (
             "llm_d_epp_endpoint_score{endpoint_name=\"pod-0-rank-0\",namespace=\"prod\",profile=\"default\",\
              plugin_type=\"queue-scorer\",plugin_name=\"queue\"}"
