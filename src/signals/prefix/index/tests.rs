@@ -319,3 +319,5 @@ fn overlapping_writers_leave_every_invariant_intact() {
     }
     assert_eq!((index.check(), index.bytes(), index.nodes()), (Summary::default(), 0, 0));
 }
+
+mod ended;
