@@ -322,7 +322,7 @@ impl SignalKind {
     /// The plugin type that is created when a consumer names no producer and none is configured.
     pub const fn default_producer(self) -> &'static str {
         match self {
-            SignalKind::Prefix => "approx-prefix-cache-producer",
+            SignalKind::Prefix => "mirror-prefix-cache-producer",
             SignalKind::InFlight => "inflight-load-producer",
             SignalKind::Account => "prefill-account-producer",
             SignalKind::Session => "session-id-producer",

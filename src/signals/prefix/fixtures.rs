@@ -87,9 +87,19 @@ pub fn commit(
     signals: &Signals,
     picks: &[u32],
 ) -> Option<Box<dyn Watch>> {
+    commit_at(Timestamp(0), built, request, snapshot, signals, picks)
+}
+
+pub fn commit_at(
+    now: Timestamp,
+    built: &Built,
+    request: &InferenceRequest,
+    snapshot: &Snapshot,
+    signals: &Signals,
+    picks: &[u32],
+) -> Option<Box<dyn Watch>> {
     let decision = decision(snapshot, picks);
-    let routed = Routed { request, decision: &decision, signals, now: Timestamp(0) };
-    built.commit.as_ref().unwrap().commit(&routed)
+    built.commit.as_ref().unwrap().commit(&Routed { request, decision: &decision, signals, now })
 }
 
 pub fn end() -> End {

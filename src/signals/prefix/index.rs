@@ -209,7 +209,7 @@ impl Index {
             return self.clock.fetch_add(1, Ordering::Relaxed) + 1;
         }
         // Two doublings below the sentinel, whatever a clock says.
-        self.clock.fetch_max(now.0.min(u64::MAX >> 3), Ordering::Relaxed);
+        self.clock.fetch_max(now.0.min(u64::MAX >> 3).saturating_sub(1), Ordering::Relaxed);
         (self.clock.fetch_add(1, Ordering::Relaxed) + 1) << 1 | u64::from(routed)
     }
 
