@@ -18,6 +18,8 @@ use pointsman::pool::Pool;
 use pointsman::scheduling::plugin::Need;
 use pointsman::telemetry::metrics::Metrics;
 
+#[path = "director/costs.rs"]
+mod costs;
 #[path = "director/policies.rs"]
 mod policies;
 

@@ -140,15 +140,17 @@ pub fn others_wait(waiting: f32, prefilling: u32, mean_prefill: f32, age: f32) -
     bounded((waiting - prefilling as f32).max(0.0) * mean_prefill - age)
 }
 
-/// Mean delay of later arrivals, per second: `arrivals` and `load` are those of one endpoint, on average.
+/// Delay of later arrivals, in seconds of theirs: each of those that come while the request waits and is computed waits
+/// for it, on average for half of what is left. `stretched` are the [`stretched_arrivals`].
 #[inline]
-pub fn delay_on_others(wait: f32, prefill: f32, arrivals: f32, load: f32) -> f32 {
-    stretched(arrivals, load) * prefill * (wait + 0.5 * prefill)
+pub fn delay_on_others(wait: f32, prefill: f32, stretched: f32) -> f32 {
+    bounded(stretched * prefill * (wait + 0.5 * prefill))
 }
 
-/// Arrivals per second, stretched by the busy period: the part of the delay that all endpoints share.
+/// Arrivals per second at an endpoint of this `load`, stretched by the busy period: what does not depend on
+/// the endpoint in the delay on others.
 #[inline]
-fn stretched(arrivals: f32, load: f32) -> f32 {
+pub fn stretched_arrivals(arrivals: f32, load: f32) -> f32 {
     bounded(arrivals) / (1.0 - load.max(0.0).min(MOST_LOAD))
 }
 
@@ -160,7 +162,8 @@ pub fn eviction(prefill: f32, reuse_age: f32, oldest_age: f32) -> f32 {
     if !(reuse_age > 0.0 && oldest_age < f32::INFINITY) {
         return 0.0;
     }
-    prefill * reuse_age / (reuse_age + oldest_age.max(0.0))
+    let (reuse, oldest) = (bounded(reuse_age), bounded(oldest_age));
+    prefill * (reuse / (reuse + oldest))
 }
 
 /// Prefill seconds per second that went to the endpoint lately, at most 1.
@@ -217,7 +220,7 @@ impl<'a> Facts<'a> {
             now,
             trusted: Timestamp(now.0.saturating_sub(trusted)),
             prompt,
-            stretched: accounts.map_or(0.0, |a| stretched(a.arrivals, a.load)),
+            stretched: accounts.map_or(0.0, |a| stretched_arrivals(a.arrivals, a.load)),
             mean_prefill: accounts.map_or(0.0, |a| a.mean_prefill),
             mean_stay: accounts.map_or(0.0, |a| bounded(a.mean_stay)),
         }
@@ -308,7 +311,7 @@ impl<'a> Facts<'a> {
         let mut terms = Terms {
             prefill: weights.prefill * w,
             wait: weights.wait * wait,
-            delay_on_others: weights.delay_on_others * bounded(self.stretched * w * (wait + 0.5 * w)),
+            delay_on_others: weights.delay_on_others * delay_on_others(wait, w, self.stretched),
             balance: weights.balance * balance(account.load),
             ..Terms::default()
         };
