@@ -3,6 +3,7 @@ use crate::domain::{LoadDetail, LoadSample};
 use crate::scheduling::fixtures::NOW;
 use proptest::prelude::*;
 use std::sync::Arc;
+use std::time::Duration;
 
 fn close(a: f32, b: f32) -> bool {
     (a - b).abs() <= 1e-4 * b.abs().max(1e-3)

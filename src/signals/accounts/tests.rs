@@ -106,6 +106,15 @@ fn an_answer_that_is_not_streamed_is_computed_when_foretold() {
 }
 
 #[test]
+fn without_a_response_phase_every_prefill_is_foretold() {
+    let (built, scene) = (build(&ROW, vec![]), scene(9_800));
+    commit(&built, &scene, &[("default", &[0])]).finished(&end(Outcome::RoutedOnly, later(1)));
+    let (before, after) = (of(&built, &scene, 0, later(999)), of(&built, &scene, 0, later(1_000)));
+    assert_eq!((before.prefilling, after.prefilling, before.in_flight), (1, 0, 0));
+    assert_eq!(accounts(&built, &scene, later(1_000)).samples, 0);
+}
+
+#[test]
 fn the_helper_that_computes_the_prompt_owns_its_prefill() {
     let role = |role| [("llm-d.ai/role", role)];
     let labels = [role("decode"), role("prefill"), role("encode")];

@@ -132,6 +132,26 @@ fn a_prefill_that_nobody_notices_is_over_when_foretold() {
 }
 
 #[test]
+fn what_is_lost_ends_when_foretold_and_does_not_pile_up() {
+    let (ledger, scene) = (Ledger::new(SETTINGS), pool(1));
+    let here = endpoint(&scene, 0);
+    let of = |millis| view(&ledger, &scene, at(millis)).endpoints[0];
+    for noticed in [true, false] {
+        let mut charge = ledger.charge(&here, Share { tokens: 1_000, cost: Some(1.0), noticed }, at(0));
+        charge.lost();
+        drop(charge);
+    }
+    assert_eq!((of(999).outstanding, of(999).in_flight), (2.0, 0));
+    assert_eq!((of(1_000).outstanding, of(2_000).outstanding), (1.0, 0.0));
+    for _ in 0..MAX_FORETOLD + 500 {
+        ledger.charge(&here, streamed(1, 1.0), at(2_000)).lost();
+    }
+    assert_eq!(of(2_000).prefilling as usize, MAX_FORETOLD);
+    assert_eq!(of(2_000).outstanding, MAX_FORETOLD as f32);
+    assert_eq!(of(10_000_000).prefilling, 0);
+}
+
+#[test]
 fn who_only_needs_room_has_no_prefill() {
     let (ledger, scene) = (Ledger::new(SETTINGS), pool(1));
     let mut room = ledger.charge(&endpoint(&scene, 0), Share { tokens: 9_000, cost: None, noticed: true }, at(0));
