@@ -19,6 +19,8 @@ use pointsman::scheduling::plugin::Need;
 use pointsman::telemetry::metrics::Metrics;
 use pointsman::telemetry::replay_log::ReplayLog;
 
+#[path = "director/costs.rs"]
+mod costs;
 #[path = "director/policies.rs"]
 mod policies;
 

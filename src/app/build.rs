@@ -25,7 +25,7 @@ use crate::discovery::file::{self, FileDiscovery};
 use crate::discovery::kubernetes::stats::{Resource, Stats, WatchState};
 use crate::discovery::kubernetes::{Cluster, Discovery, Target};
 use crate::domain::node::{Problem, Problems};
-use crate::domain::{Endpoint, EndpointSpec, LoadSample, Slot};
+use crate::domain::{Endpoint, EndpointSpec, InferenceRequest, LoadSample, Signals, Slot};
 use crate::extproc::listener::{self, Limits};
 use crate::extproc::tls::{CertificateHolder, MinVersion, TlsSettings, server_config};
 use crate::extproc::workers::Workers;
@@ -439,6 +439,19 @@ fn observe(config: &Config, metrics: &Arc<Metrics>, pool: &Arc<Pool>, clock: &Ar
     let in_flight = config.registry.producers(SignalKind::InFlight).next().map(ToString::to_string);
     let shown = Arc::clone(pool);
     metrics.watch_pool(Arc::clone(clock), in_flight, move || shown.snapshot().clone());
+    let account = config.registry.producers(SignalKind::Account).next();
+    if let Some(keeper) = config.producers.iter().find(|p| Some(&p.name) == account) {
+        let (keeper, shown) = (Arc::clone(&keeper.producer), Arc::clone(pool));
+        metrics.watch_accounts(
+            Arc::clone(clock),
+            move || shown.snapshot().clone(),
+            move |snapshot, now| {
+                let mut signals = Signals { now, ..Signals::default() };
+                keeper.produce(&InferenceRequest::default(), snapshot, &mut signals);
+                signals.accounts
+            },
+        );
+    }
     if let Some(detector) = config.detector.clone() {
         let (shown, clock) = (Arc::clone(pool), Arc::clone(clock));
         metrics.watch_saturation(config.pool.name.clone(), move || {

@@ -29,8 +29,6 @@
 //! - capacity unknown: no memory term, and there is room;
 //! - age of the oldest block unknown (no mirror of the cache): no eviction.
 
-use std::time::Duration;
-
 use crate::domain::{
     Account, AccountView, CacheView, InferenceRequest, LoadTable, PrefixMatch, Signals, Slot, Timestamp,
 };
@@ -52,7 +50,7 @@ const OVERDUE: f32 = 0.1;
 const MOST_LOAD: f32 = 0.9;
 
 /// Age in seconds up to which a KV usage counts: about the time in which all requests that it counted end.
-pub const TRUSTED_SECONDS: u64 = 30;
+pub const TRUSTED_SECONDS: f32 = 30.0;
 
 /// Largest cost that is told apart; keeps sums of hostile inputs finite.
 const MOST: f32 = 1e9;
@@ -140,16 +138,18 @@ pub fn others_wait(waiting: f32, prefilling: u32, mean_prefill: f32, age: f32) -
     bounded((waiting - prefilling as f32).max(0.0) * mean_prefill - age)
 }
 
-/// Mean delay of later arrivals, per second: `arrivals` and `load` are those of one endpoint, on average.
+/// Delay of later arrivals, in seconds of theirs: each of those that come while the request waits and is computed waits
+/// for it, on average for half of what is left. `stretched` are the [`stretched_arrivals`].
 #[inline]
-pub fn delay_on_others(wait: f32, prefill: f32, arrivals: f32, load: f32) -> f32 {
-    stretched(arrivals, load) * prefill * (wait + 0.5 * prefill)
+pub fn delay_on_others(wait: f32, prefill: f32, stretched: f32) -> f32 {
+    bounded(stretched * prefill * (wait + 0.5 * prefill))
 }
 
-/// Arrivals per second, stretched by the busy period: the part of the delay that all endpoints share.
+/// Arrivals per second at an endpoint of this `load`, stretched by the busy period: what does not depend on
+/// the endpoint in the delay on others.
 #[inline]
-fn stretched(arrivals: f32, load: f32) -> f32 {
-    bounded(arrivals) / (1.0 - load.max(0.0).min(MOST_LOAD))
+pub fn stretched_arrivals(arrivals: f32, load: f32) -> f32 {
+    bounded(arrivals) / (1.0 - between(load, MOST_LOAD))
 }
 
 /// Prefill that will have to be done again, because computing for `prefill` seconds pushes out blocks whose
@@ -160,13 +160,14 @@ pub fn eviction(prefill: f32, reuse_age: f32, oldest_age: f32) -> f32 {
     if !(reuse_age > 0.0 && oldest_age < f32::INFINITY) {
         return 0.0;
     }
-    prefill * reuse_age / (reuse_age + oldest_age.max(0.0))
+    let (reuse, oldest) = (bounded(reuse_age), bounded(oldest_age));
+    prefill * (reuse / (reuse + oldest))
 }
 
 /// Prefill seconds per second that went to the endpoint lately, at most 1.
 #[inline]
 pub fn balance(load: f32) -> f32 {
-    load.max(0.0).min(1.0)
+    between(load, 1.0)
 }
 
 /// Time until requests that end have freed what is missing for `needed` tokens.
@@ -177,10 +178,16 @@ pub fn memory(needed: f32, used: f32, capacity: f32, mean_stay: f32) -> f32 {
     if over > 0.0 && used > 0.0 { bounded(over / used * mean_stay) } else { 0.0 }
 }
 
-/// A time between 0 and [`MOST`]; NaN is 0.
+/// `value`, but between 0 and `most`; NaN is 0, which a clamp would keep.
+#[inline]
+fn between(value: f32, most: f32) -> f32 {
+    value.max(0.0).min(most)
+}
+
+/// A time or a number of tokens that can be calculated with.
 #[inline]
 fn bounded(value: f32) -> f32 {
-    value.max(0.0).min(MOST)
+    between(value, MOST)
 }
 
 /// What one decision knows, to price any endpoint with.
@@ -191,8 +198,6 @@ pub struct Facts<'a> {
     caches: Option<&'a CacheView>,
     loads: &'a LoadTable,
     now: Timestamp,
-    /// Readings of KV usage from before this do not count.
-    trusted: Timestamp,
     prompt: u64,
     stretched: f32,
     mean_prefill: f32,
@@ -208,16 +213,14 @@ impl<'a> Facts<'a> {
         prompt: u64,
         now: Timestamp,
     ) -> Self {
-        let trusted = Duration::from_secs(TRUSTED_SECONDS).as_micros() as u64;
         Self {
             accounts,
             prefix,
             caches: prefix.and_then(|p| p.caches.as_ref()),
             loads,
             now,
-            trusted: Timestamp(now.0.saturating_sub(trusted)),
             prompt,
-            stretched: accounts.map_or(0.0, |a| stretched(a.arrivals, a.load)),
+            stretched: accounts.map_or(0.0, |a| stretched_arrivals(a.arrivals, a.load)),
             mean_prefill: accounts.map_or(0.0, |a| a.mean_prefill),
             mean_stay: accounts.map_or(0.0, |a| bounded(a.mean_stay)),
         }
@@ -256,29 +259,31 @@ impl<'a> Facts<'a> {
     /// Wait (`W`) at `slot` in seconds, without what is promised to held requests that go first.
     #[inline]
     pub fn wait(&self, slot: Slot) -> f32 {
-        self.wait_of(slot, &self.account(slot))
+        self.wait_of(slot, &self.account(slot), self.age(slot))
     }
 
     #[inline]
-    fn wait_of(&self, slot: Slot, account: &Account) -> f32 {
-        let mut wait = own_wait(account);
-        if let Some(waiting) = self.loads.waiting(slot)
-            && waiting > account.prefilling as f32
-        {
-            let age = self.loads.taken_at(slot).map_or(f32::INFINITY, |at| self.now.since(at).as_secs_f32());
-            wait += others_wait(waiting, account.prefilling, self.mean_prefill, age);
-        }
-        wait
+    fn wait_of(&self, slot: Slot, account: &Account, age: f32) -> f32 {
+        // Not reported is none; so is a negative one.
+        let waiting = self.loads.waiting(slot).unwrap_or(0.0);
+        own_wait(account) + others_wait(waiting, account.prefilling, self.mean_prefill, age)
+    }
+
+    /// Age of the last reading of `slot` in seconds, infinite if there is none.
+    #[inline]
+    fn age(&self, slot: Slot) -> f32 {
+        let micros = |at: Timestamp| self.now.0.saturating_sub(at.0) as f32;
+        self.loads.taken_at(slot).map_or(f32::INFINITY, |at| micros(at) * 1e-6)
     }
 
     /// Tokens in use at `slot` and its capacity, if that is known: what it reported, and what was sent there
     /// and is not computed yet.
     #[inline]
-    fn room(&self, slot: Slot, account: &Account) -> Option<(f32, f32)> {
+    fn room(&self, slot: Slot, account: &Account, age: f32) -> Option<(f32, f32)> {
         let capacity = self.caches.and_then(|c| c.capacity(slot)).or_else(|| self.reported_capacity(slot))?;
-        let usage = self.loads.kv_usage(slot).filter(|_| self.loads.taken_at(slot) >= Some(self.trusted));
-        let used = usage.unwrap_or(0.0).max(0.0).min(1.0) * capacity + bounded(account.prefill_tokens);
-        Some((used, capacity))
+        let usage = self.loads.kv_usage(slot).unwrap_or(0.0);
+        let usage = if age <= TRUSTED_SECONDS { between(usage, 1.0) } else { 0.0 };
+        Some((usage * capacity + bounded(account.prefill_tokens), capacity))
     }
 
     #[inline]
@@ -295,7 +300,7 @@ impl<'a> Facts<'a> {
         let account = self.account(slot);
         account.in_flight == 0
             || self
-                .room(slot, &account)
+                .room(slot, &account, self.age(slot))
                 .is_none_or(|(used, capacity)| used + self.uncached(slot) + OUTPUT_ROOM <= capacity)
     }
 
@@ -304,18 +309,19 @@ impl<'a> Facts<'a> {
     pub fn terms(&self, slot: Slot, weights: &Weights) -> Terms {
         let account = self.account(slot);
         let w = prefill(self.uncached(slot), account.rate);
-        let wait = self.wait_of(slot, &account) + bounded(account.ahead);
+        let age = self.age(slot);
+        let wait = self.wait_of(slot, &account, age) + bounded(account.ahead);
         let mut terms = Terms {
             prefill: weights.prefill * w,
             wait: weights.wait * wait,
-            delay_on_others: weights.delay_on_others * bounded(self.stretched * w * (wait + 0.5 * w)),
+            delay_on_others: weights.delay_on_others * delay_on_others(wait, w, self.stretched),
             balance: weights.balance * balance(account.load),
             ..Terms::default()
         };
         if let Some(caches) = self.caches {
             terms.eviction = weights.eviction * eviction(w, caches.reuse_age, caches.oldest_age(slot));
         }
-        if let Some((used, capacity)) = self.room(slot, &account) {
+        if let Some((used, capacity)) = self.room(slot, &account, age) {
             terms.memory = weights.memory * memory(self.prompt as f32 + OUTPUT_ROOM, used, capacity, self.mean_stay);
         }
         terms

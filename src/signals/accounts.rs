@@ -30,8 +30,8 @@
 //! without streamed answers it stays the guess, and [`AccountView::samples`](crate::domain::AccountView) stays 0.
 //!
 //! When it misleads: other pickers and clients that go past this one are not in the account (their waiting
-//! requests are added from the metrics, see `cost-picker`). Where answers never pass the picker, requests end for
-//! it as soon as they are routed, and the account is always empty.
+//! requests are added from the metrics, see `cost-picker`). Where answers never pass the picker (a data plane without
+//! the response phase), every prefill is foretold, no rate is learnt, and nothing is in flight.
 //!
 //! Rejected: a queue model of the engine's batches (needs constants of the engine, and the first token corrects
 //! the simple one each time); learning from the engine's own prefill histogram alone (a scrape late, and it does
@@ -215,9 +215,13 @@ impl Watch for Following {
     }
 
     fn finished(&mut self, end: &End) {
-        if end.outcome == Outcome::Completed {
-            self.charges.iter_mut().for_each(|c| c.charge.prefilled());
-            self.ledger.stayed(end.now.since(self.routed));
+        match end.outcome {
+            Outcome::Completed => {
+                self.charges.iter_mut().for_each(|c| c.charge.prefilled());
+                self.ledger.stayed(end.now.since(self.routed));
+            }
+            Outcome::RoutedOnly => self.charges.iter_mut().for_each(|c| c.charge.lost()),
+            _ => {}
         }
         self.charges.clear();
     }

@@ -37,7 +37,7 @@ use self::catalog as c;
 pub use self::dispatch::{DispatchMetrics, DispatchReason};
 pub use self::family::{Count, Family, LabelCap, Lazy, OTHER, Page};
 pub use self::prefix::PrefixMetrics;
-use crate::domain::{Endpoint, Outcome, Snapshot, Usage};
+use crate::domain::{AccountView, Endpoint, Outcome, Snapshot, Timestamp, Usage};
 use crate::lifecycle::clock::Clock;
 use crate::scheduling::profile::Run;
 use scores::Scores;
@@ -302,6 +302,21 @@ impl Metrics {
         snapshot: impl Fn() -> Arc<Snapshot> + Send + Sync + 'static,
     ) {
         self.register(move |page| pool::collect(page, &snapshot(), clock.now(), in_flight.as_deref()));
+    }
+
+    /// Shows the picker's own accounts of the endpoints, which `accounts` reads.
+    pub fn watch_accounts(
+        &self,
+        clock: Arc<dyn Clock>,
+        snapshot: impl Fn() -> Arc<Snapshot> + Send + Sync + 'static,
+        accounts: impl Fn(&Snapshot, Timestamp) -> Option<AccountView> + Send + Sync + 'static,
+    ) {
+        self.register(move |page| {
+            let snapshot = snapshot();
+            if let Some(accounts) = accounts(&snapshot, clock.now()) {
+                pool::collect_accounts(page, &snapshot, &accounts);
+            }
+        });
     }
 
     /// Shows the last scores of the endpoints; `kinds` are plugin types by name.

@@ -59,7 +59,8 @@ impl Scorer for OutstandingPrefill {
         let (mut least, mut most) = (f32::INFINITY, 0.0f32);
         for (value, slot) in out.iter_mut().zip(candidates) {
             let tokens = accounts.and_then(|a| a.endpoints.get(slot.index())).map_or(0.0, |a| a.prefill_tokens);
-            *value = tokens.max(0.0).min(f32::MAX);
+            // NaN is none.
+            *value = if tokens > 0.0 { tokens.min(f32::MAX) } else { 0.0 };
             least = least.min(*value);
             most = most.max(*value);
         }

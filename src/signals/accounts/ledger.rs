@@ -17,8 +17,8 @@
 //! All of this is gone at the next read. Decisions that reserve are ordered by the director's claim, so a
 //! decision that counts has seen all reservations before it in full.
 //!
-//! Bounds: one account per slot, replaced when the slot gets another endpoint; one foretold end per request in
-//! flight whose answer is not streamed.
+//! Bounds: one account per slot, replaced when the slot gets another endpoint; at most [`MAX_FORETOLD`] foretold
+//! ends per endpoint.
 //!
 //! Rejected: one lock around all accounts (every first token of every request would wait for every decision);
 //! a sequence lock per endpoint (readers would retry under load for an accuracy that means nothing here);
@@ -64,6 +64,10 @@ const INTAKE_PER_LOAD: i32 = 5;
 
 /// Charged for one request at most, so that no claim of a client can overflow a sum.
 const MAX_TOKENS: u64 = 1 << 40;
+
+/// Prefills of one endpoint at most whose end is only foretold; beyond it the first of them counts as over. Far
+/// more than an endpoint can have waiting: it bounds what a wrong rate can pile up where no ends are seen.
+const MAX_FORETOLD: usize = 4_096;
 
 /// What a ledger is told by the configuration.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -117,11 +121,13 @@ impl Ledger {
         self.settings
     }
 
-    /// Writes the accounts of all endpoints of `topology` at `now` to `view`.
+    /// Writes the accounts of all endpoints of `topology` at `now`, or at the last arrival if that is later, to `view`.
     ///
     /// The rate of an endpoint is half its own and half the pool's; of one that has not taught anything yet
     /// it is the pool's, and the initial one if nobody has.
     pub fn view(&self, topology: &Topology, now: Timestamp, view: &mut AccountView) {
+        // A clock that runs late would make every wait as long as it can be.
+        let now = now.max(self.flow.last());
         let accounts = self.accounts.load();
         let endpoints = &mut view.endpoints;
         endpoints.clear();
@@ -226,8 +232,8 @@ impl Ledger {
     pub fn charge(&self, endpoint: &Endpoint, share: Share, now: Timestamp) -> Charge {
         let account = self.account(endpoint);
         let share = Share { tokens: share.tokens.min(MAX_TOKENS), ..share };
-        let due = account.write(|state| state.routed(&share, now));
-        Charge { account, share, routed: now, due, prefilling: true, in_flight: true }
+        let (finish, due) = account.write(|state| state.routed(&share, now));
+        Charge { account, share, routed: now, finish, due, prefilling: true, in_flight: true }
     }
 
     /// `endpoint` left: its account is no longer shown. Requests that still run there settle with it.
@@ -264,7 +270,8 @@ pub struct Share {
     /// Estimated prefill time in seconds; `None` if another endpoint computes the prompt and this one only
     /// needs room for it.
     pub cost: Option<f64>,
-    /// Whether the first token will be noticed; if not, the prefill counts as over when it was foretold to be.
+    /// Whether the first token will be noticed; if not, the prefill counts as over when it was foretold to be (at once
+    /// for a share without a cost).
     pub noticed: bool,
 }
 
@@ -375,8 +382,8 @@ struct State {
 type Due = (Timestamp, u64);
 
 impl State {
-    /// Returns when the prefill is foretold to end if it is not noticed.
-    fn routed(&mut self, share: &Share, now: Timestamp) -> Option<Due> {
+    /// Returns when the prefill is foretold to end, and where that is noted if it will not be noticed.
+    fn routed(&mut self, share: &Share, now: Timestamp) -> (Timestamp, Option<Due>) {
         self.lapse(now);
         let elapsed = seconds(now, self.decayed_at);
         self.decayed_at = self.decayed_at.max(now);
@@ -391,12 +398,21 @@ impl State {
             self.load += cost;
             self.intake += share.tokens as f64;
         }
-        (!share.noticed).then(|| {
-            self.next_number += 1;
-            let due = (self.finish.max(now), self.next_number);
-            self.foretold.insert(due, *share);
-            due
-        })
+        let finish = self.finish.max(now);
+        (finish, (!share.noticed).then(|| self.foretell(share, finish)))
+    }
+
+    /// Lets `share` end at `finish` by itself.
+    fn foretell(&mut self, share: &Share, finish: Timestamp) -> Due {
+        self.next_number += 1;
+        let due = (finish, self.next_number);
+        self.foretold.insert(due, *share);
+        if self.foretold.len() > MAX_FORETOLD
+            && let Some((_, first)) = self.foretold.pop_first()
+        {
+            self.prefilled(&first);
+        }
+        due
     }
 
     /// The prefill of `share` is over.
@@ -506,6 +522,7 @@ pub struct Charge {
     account: Arc<EndpointAccount>,
     share: Share,
     routed: Timestamp,
+    finish: Timestamp,
     due: Option<Due>,
     prefilling: bool,
     in_flight: bool,
@@ -525,6 +542,14 @@ impl Charge {
     pub fn prefilled(&mut self) {
         let share = self.share;
         self.settle(|state, _| state.prefilled(&share));
+    }
+
+    /// Nothing more will be heard of the request: its prefill ends when it was foretold to.
+    pub fn lost(&mut self) {
+        if std::mem::take(&mut self.prefilling) && self.due.take().is_none() {
+            let Self { share, finish, .. } = *self;
+            self.account.write(|state| state.foretell(&share, finish));
+        }
     }
 
     /// The prefill will not happen: as if the request had never been routed here, but for the averages of

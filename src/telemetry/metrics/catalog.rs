@@ -234,6 +234,13 @@ catalog! {
         &["endpoint_name", "namespace", "producer_name", "fairness_id", "priority"], &[],
         "Uncached tokens that were routed to an endpoint and have not ended.";
 
+    OUTSTANDING_PREFILL = GAUGE "endpoint_outstanding_prefill_seconds" &["endpoint_name", "namespace"], &[],
+        "Estimated prefill time of the requests that were routed to an endpoint and have no first token yet.";
+    PREFILL_RATE = GAUGE "endpoint_prefill_rate_tokens_per_second" &["endpoint_name", "namespace"], &[],
+        "Prefill rate that an endpoint is believed to have, learnt from first tokens.";
+    PREFILL_SAMPLES = GAUGE "prefill_rate_samples" POOL, &[],
+        "First tokens that the prefill rates of the present endpoints were learnt from; 0 while the initial rate is used.";
+
     OUTCOMES = COUNTER "request_outcome_total" &["outcome"], &[], "How requests ended; every request counts once.";
     LOG_LINES_DROPPED = COUNTER "log_lines_dropped_total" &[], &[],
         "Log lines that were dropped because the writer was behind.";
