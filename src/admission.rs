@@ -44,11 +44,11 @@
 //! ```
 
 pub mod queue;
-pub mod wait;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::domain::Timestamp;
 use crate::scheduling::dispatch::{Dispatch, DispatchMode};
 use crate::scheduling::params::{Params as _, Quantity};
 use crate::scheduling::plugin::{About, Build, Built, Metric, Need, Row, SignalKind, Stability};
@@ -134,6 +134,14 @@ fn settings(params: &Params, prefix: usize) -> Dispatch {
         write_priority: params.write_priority,
         prefix,
     }
+}
+
+/// Where a request stands in the order, in microseconds: its arrival and `weight` times its least own
+/// prefill time in seconds. The epoch is that of `arrival`.
+pub fn order_key(arrival: Timestamp, weight: f64, prefill: f32) -> u64 {
+    let prefill = if prefill.is_finite() { f64::from(prefill.max(0.0)) } else { 0.0 };
+    // A float that is too large for the integer saturates.
+    arrival.0.saturating_add((prefill * weight * 1e6) as u64)
 }
 
 #[cfg(test)]

@@ -316,10 +316,11 @@ impl Director {
         if request.priority < 0 {
             self.admit(&snapshot, &candidates)?;
         }
+        let now = self.parts.clock.now();
+        signals.now = now;
         for NamedProducer { producer, .. } in &self.parts.producers {
             producer.produce(request, &snapshot, signals);
         }
-        let now = self.parts.clock.now();
         order(&Cycle { request, snapshot: &snapshot, signals, now }, &candidates);
         Ok(())
     }
@@ -348,7 +349,11 @@ enum Facts {
 /// Who decides whether a request is sent now.
 trait Gate {
     /// Adds what is promised to those before it.
-    fn promise(&mut self, signals: &mut Signals);
+    fn promise(&mut self, _signals: &mut Signals) {}
+    /// Prefill time in seconds at the destination that it was last asked about, for those who keep count.
+    fn prefill(&self) -> f32 {
+        0.0
+    }
     /// Whether it may go to `destination`.
     fn lets(&mut self, cycle: &Cycle<'_>, candidates: &[Slot], destination: Slot) -> bool;
 }

@@ -30,10 +30,11 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::{Ask, Choice, Director, Facts, Gate, candidates_of};
+use crate::admission::order_key;
 use crate::admission::queue::Ticket;
-use crate::admission::wait;
 use crate::domain::{AccountView, Decision, EndpointSet, InferenceRequest, Rejection, Signals, Slot, Timestamp};
 use crate::extproc::SubsetHint;
+use crate::scheduling::cost::Facts as Costs;
 use crate::scheduling::dispatch::{Dispatch, DispatchMode};
 use crate::scheduling::plugin::{Cycle, Watch};
 use crate::telemetry::metrics::DispatchReason as Why;
@@ -78,7 +79,8 @@ pub type Decided = (InferenceRequest, Result<Committed, Rejection>);
 pub enum Submitted {
     /// Decided at once.
     Decided(Box<Decided>),
-    /// Held: complete when it was sent. Dropping it gives its place up.
+    /// Held: complete when it was sent, which may be with the next [`Director::plan`]. Dropping it gives its
+    /// place up.
     Held(Held),
 }
 
@@ -135,7 +137,7 @@ impl Director {
         } else {
             let mut key = now.0;
             let found = self.facts(&request, subset, &mut signals, |cycle, candidates| {
-                key = order_key(&hold.settings, now, cycle, candidates);
+                key = key_of(&hold.settings, now, cycle, candidates);
             });
             if let Err(rejection) = found {
                 return Submitted::Decided(Box::new((request, Err(rejection))));
@@ -143,17 +145,10 @@ impl Director {
             arrival.key = key;
         }
         let key = arrival.key;
-        let others = hold.held() > 0;
         let topology = self.parts.pool.snapshot().topology.version;
+        (signals.accounts, signals.in_flight) = (None, None);
         let waiting = Waiting { request, subset: subset.cloned(), signals, fresh_at: now, topology };
-        let mut held = hold.enter(waiting, now, key);
-        if others {
-            self.plan();
-            if let Some(decided) = held.take() {
-                return Submitted::Decided(decided);
-            }
-        }
-        Submitted::Held(held)
+        Submitted::Held(hold.enter(waiting, now, key))
     }
 
     /// Decides without any waiting.
@@ -175,7 +170,8 @@ impl Director {
                 }
             }
             Some(hold) => {
-                let mut always = Always { settings: &hold.settings, arrival: self.parts.clock.now(), key: None };
+                let arrival = self.parts.clock.now();
+                let mut always = Always { settings: &hold.settings, arrival, key: None, prefill: 0.0 };
                 let ask = Ask { request, subset, facts: Facts::None, gate: Some(&mut always) };
                 match self.route(ask, &mut signals, trace)? {
                     Choice::Sent(decision, watches) => {
@@ -232,7 +228,7 @@ impl Director {
         let settings = &*hold.settings;
         hold.collect(planner, woken);
         while let Some(ticket) = planner.expired(now, settings.max_hold) {
-            let mut always = Always { settings, arrival: now, key: None };
+            let mut always = Always { settings, arrival: now, key: None, prefill: 0.0 };
             if !self.try_send(hold, planner, ticket, &mut always, Why::Expired, woken) {
                 break;
             }
@@ -242,7 +238,7 @@ impl Director {
         if !planner.barren.is_empty() {
             let mut walk = std::mem::take(&mut planner.walk);
             for ticket in &arrived {
-                let mut next = Next { settings, walk: &mut walk, promises: false };
+                let mut next = Next { settings, walk: &mut walk, promises: false, prefill: 0.0 };
                 self.try_send(hold, planner, *ticket, &mut next, Why::Held, woken);
             }
             planner.walk = walk;
@@ -260,7 +256,7 @@ impl Director {
             if planner.open.iter().all(|slot| walk.is_promised(*slot)) {
                 break;
             }
-            let mut next = Next { settings, walk: &mut walk, promises: true };
+            let mut next = Next { settings, walk: &mut walk, promises: true, prefill: 0.0 };
             if self.try_send(hold, planner, *ticket, &mut next, Why::Held, woken) {
                 // The accounts have changed with the commit.
                 self.look(hold, planner, now);
@@ -276,6 +272,7 @@ impl Director {
     fn look(&self, hold: &Hold, planner: &mut Planner, now: Timestamp) -> bool {
         let snapshot = self.parts.pool.snapshot();
         let request = InferenceRequest::default();
+        planner.signals.now = now;
         for named in self.parts.producers.iter().filter(|named| named.producer.is_volatile()) {
             named.producer.produce(&request, &snapshot, &mut planner.signals);
         }
@@ -285,7 +282,8 @@ impl Director {
         }
         let cycle = Cycle { request: &request, snapshot: &snapshot, signals: &planner.signals, now };
         planner.open.clear();
-        let free = |slot: &&Slot| wait::wait(&cycle, **slot) <= hold.settings.hold_above;
+        let costs = Costs::of(&cycle, hold.settings.prefix);
+        let free = |slot: &&Slot| costs.wait(**slot) <= hold.settings.hold_above;
         let open = snapshot.topology.live_slots().iter().filter(|slot| !planner.barren.contains(**slot)).filter(free);
         planner.open.extend(open);
         !planner.open.is_empty()
@@ -314,6 +312,8 @@ impl Director {
             }
             asked += 1;
             (waiting.fresh_at, waiting.topology) = (now, version);
+            waiting.signals.now = now;
+            waiting.signals.accounts = planner.lent.take();
             let Waiting { request, subset, signals, .. } = &mut *waiting;
             let asked_anew = catch_unwind(AssertUnwindSafe(|| {
                 for named in &self.parts.producers {
@@ -328,7 +328,9 @@ impl Director {
             candidates.clear();
             candidates_of(&snapshot, self.subset_for(request, subset.as_ref()), &mut candidates);
             let cycle = Cycle { request, snapshot: &snapshot, signals, now };
-            let key = order_key(&hold.settings, place.arrival, &cycle, &candidates);
+            let key = key_of(&hold.settings, place.arrival, &cycle, &candidates);
+            planner.lent = signals.accounts.take();
+            signals.in_flight = None;
             planner.queue.rekey(*ticket, key);
             place.set_key(key);
             place.put_back(waiting);
@@ -364,10 +366,14 @@ impl Director {
             Facts::Known
         };
         let Waiting { request, subset, signals, .. } = &mut *waiting;
+        // What changes all the time is not kept for each that waits.
+        signals.accounts = planner.lent.take();
         let ask = Ask { request, subset: subset.as_ref(), facts, gate: Some(gate) };
         // A plugin that fails on this request must not take down the one whose thread plans.
         let result = match catch_unwind(AssertUnwindSafe(|| self.route(ask, signals, None))) {
             Ok(Ok(Choice::Waits)) => {
+                planner.lent = signals.accounts.take();
+                signals.in_flight = None;
                 place.put_back(waiting);
                 return false;
             }
@@ -380,8 +386,7 @@ impl Director {
             let done = committed(chosen, signals, &request, hold, Some(place.key()));
             Committed { held: now.since(place.arrival), ..done }
         });
-        let prefill = result.as_ref().map_or(0, |done| prefill_micros(done, &request, hold.settings.prefix));
-        planner.queue.take(ticket, prefill);
+        planner.queue.take(ticket, (gate.prefill() * 1e6) as u64);
         hold.counts.count(if result.is_ok() { why } else { Why::Refused });
         hold.counts.observe_held(now.since(place.arrival));
         woken.extend(hold.leave(&place, Box::new((request, result))));
@@ -414,18 +419,16 @@ fn waits_for_nobody() -> Rejection {
 }
 
 /// The order key of a request that came at `arrival`.
-fn order_key(settings: &Dispatch, arrival: Timestamp, cycle: &Cycle<'_>, candidates: &[Slot]) -> u64 {
-    wait::order_key(arrival, settings.order_weight, wait::least_prefill(cycle, settings.prefix, candidates))
-}
-
-/// The prefill time of a committed request at its destination, in microseconds.
-fn prefill_micros(done: &Committed, request: &InferenceRequest, prefix: usize) -> u64 {
-    (wait::prefill(&done.signals, request, prefix, done.decision.destination().slot) * 1e6) as u64
+fn key_of(settings: &Dispatch, arrival: Timestamp, cycle: &Cycle<'_>, candidates: &[Slot]) -> u64 {
+    let costs = Costs::of(cycle, settings.prefix);
+    let least = candidates.iter().map(|slot| costs.prefill(*slot)).fold(f32::INFINITY, f32::min);
+    order_key(arrival, settings.order_weight, least)
 }
 
 /// Whether `slot` can start on the request of `cycle` now.
 fn can_start(settings: &Dispatch, cycle: &Cycle<'_>, slot: Slot) -> bool {
-    wait::wait(cycle, slot) <= settings.hold_above && wait::has_room(cycle, settings.prefix, slot)
+    let costs = Costs::of(cycle, settings.prefix);
+    costs.wait(slot) <= settings.hold_above && costs.has_room(slot)
 }
 
 /// Sends whatever the wait.
@@ -433,14 +436,18 @@ struct Always<'a> {
     settings: &'a Dispatch,
     arrival: Timestamp,
     key: Option<u64>,
+    prefill: f32,
 }
 
 impl Gate for Always<'_> {
-    fn promise(&mut self, _: &mut Signals) {}
+    fn prefill(&self) -> f32 {
+        self.prefill
+    }
 
-    fn lets(&mut self, cycle: &Cycle<'_>, candidates: &[Slot], _: Slot) -> bool {
+    fn lets(&mut self, cycle: &Cycle<'_>, candidates: &[Slot], destination: Slot) -> bool {
+        self.prefill = Costs::of(cycle, self.settings.prefix).prefill(destination);
         if self.settings.write_priority {
-            self.key = Some(order_key(self.settings, self.arrival, cycle, candidates));
+            self.key = Some(key_of(self.settings, self.arrival, cycle, candidates));
         }
         true
     }
@@ -455,18 +462,16 @@ struct Arrival<'a> {
 }
 
 impl Gate for Arrival<'_> {
-    fn promise(&mut self, _: &mut Signals) {}
-
     fn lets(&mut self, cycle: &Cycle<'_>, candidates: &[Slot], destination: Slot) -> bool {
         let learnt = |view: &AccountView| view.samples >= self.settings.min_samples;
         if !cycle.signals.accounts.as_ref().is_some_and(learnt) {
             self.why = Why::Learning;
         } else if !can_start(self.settings, cycle, destination) {
-            self.key = order_key(self.settings, self.arrival, cycle, candidates);
+            self.key = key_of(self.settings, self.arrival, cycle, candidates);
             return false;
         }
         if self.settings.write_priority {
-            self.key = order_key(self.settings, self.arrival, cycle, candidates);
+            self.key = key_of(self.settings, self.arrival, cycle, candidates);
         }
         true
     }
@@ -478,6 +483,8 @@ struct Next<'a> {
     walk: &'a mut Walk,
     /// Whether those behind it must know where it waits.
     promises: bool,
+    /// Own prefill at the destination.
+    prefill: f32,
 }
 
 impl Gate for Next<'_> {
@@ -488,13 +495,17 @@ impl Gate for Next<'_> {
         }
     }
 
+    fn prefill(&self) -> f32 {
+        self.prefill
+    }
+
     fn lets(&mut self, cycle: &Cycle<'_>, _: &[Slot], destination: Slot) -> bool {
+        self.prefill = Costs::of(cycle, self.settings.prefix).prefill(destination);
         if !self.walk.is_promised(destination) && can_start(self.settings, cycle, destination) {
             return true;
         }
         if self.promises {
-            let prefill = wait::prefill(cycle.signals, cycle.request, self.settings.prefix, destination);
-            self.walk.promise(destination, prefill);
+            self.walk.promise(destination, self.prefill);
         }
         false
     }

@@ -212,7 +212,13 @@ impl DirectedExchange {
                 self.request = request;
                 Some(result.map(|committed| self.routed(committed, pending)))
             }
-            Submitted::Held(held) => {
+            Submitted::Held(mut held) => {
+                director.plan();
+                if let Some(decided) = held.take() {
+                    let (request, result) = *decided;
+                    self.request = request;
+                    return Some(result.map(|committed| self.routed(committed, pending)));
+                }
                 self.request = held.names().clone();
                 self.held = Some((held, pending));
                 None

@@ -3,15 +3,34 @@
 
 use std::time::Duration;
 
-crate::choice! {
-    /// When a request is sent to the endpoint that was chosen for it.
-    pub enum DispatchMode {
-        /// At once; nothing is computed.
-        Off = "off",
-        /// At once; the order key is computed, for the engine's own queue.
-        Immediate = "immediate",
-        /// When the endpoint can start on it.
-        Hold = "hold",
+use super::params::{Param, wrong_choice};
+use crate::domain::node::{Node, Problems, Value};
+
+/// When a request is sent to the endpoint that was chosen for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DispatchMode {
+    /// At once; nothing is computed.
+    Off,
+    /// At once; the order key is computed, for the engine's own queue.
+    Immediate,
+    /// When the endpoint can start on it.
+    Hold,
+}
+
+impl Param for DispatchMode {
+    const TYPE: &'static str = "one of off immediate hold";
+
+    fn decode(node: &Node, path: &str, problems: &mut Problems) -> Option<Self> {
+        match (&node.value, node.as_str()) {
+            // YAML reads a bare `off` as a boolean.
+            (Value::Bool(false), _) | (_, Some("off")) => Some(Self::Off),
+            (_, Some("immediate")) => Some(Self::Immediate),
+            (_, Some("hold")) => Some(Self::Hold),
+            _ => {
+                wrong_choice(node, path, &["off", "immediate", "hold"], problems);
+                None
+            }
+        }
     }
 }
 

@@ -21,7 +21,9 @@ use tokio::sync::Notify;
 
 use super::{Decided, FRESH};
 use crate::admission::queue::{self, Queue, Ticket};
-use crate::domain::{EndpointSet, InferenceRequest, Outcome, Rejection, RejectionReason, Signals, Slot, Timestamp};
+use crate::domain::{
+    AccountView, EndpointSet, InferenceRequest, Outcome, Rejection, RejectionReason, Signals, Slot, Timestamp,
+};
 use crate::extproc::SubsetHint;
 use crate::scheduling::dispatch::{Dispatch, DispatchMode};
 use crate::scheduling::plugin::{End, ResponseStart, Watch};
@@ -69,6 +71,8 @@ pub(in crate::director) struct Planner {
     pub order: Vec<Ticket>,
     /// The accounts as they are now.
     pub signals: Signals,
+    /// Lent to the one that is decided about.
+    pub lent: Option<AccountView>,
     /// Endpoints that could start on something.
     pub open: Vec<Slot>,
     /// Open endpoints that nobody chose.
@@ -213,6 +217,7 @@ impl Hold {
                 walk: Walk::default(),
                 order: Vec::new(),
                 signals: Signals::default(),
+                lent: None,
                 open: Vec::new(),
                 barren: EndpointSet::new(),
                 barren_until: Timestamp(0),
