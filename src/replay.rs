@@ -2,7 +2,8 @@
 //!
 //! [`picker::Picker`] is the real thing without its edges: the configuration, plugins, index, accounts and queue
 //! of a process, over a clock that moves only when told to. Two drivers feed it: [`protocol`] takes events from a
-//! simulator in another process.
+//! simulator in another process, [`run`] plays a [`trace`] against simulated servers ([`pod`]). [`compare`] does that
+//! for several configurations, loads and seeds at once; [`table`] and [`report`] say what came out.
 //!
 //! Invariants: nothing here reads a clock or draws a random number without a seed; one seed gives one result, on
 //! any number of threads; no request needs more memory than its prompt, and that only until it is sent.
@@ -11,7 +12,13 @@
 //! than the simulated time needs), and a second implementation of the policies for simulation (it would measure
 //! itself).
 
+pub mod compare;
 pub mod picker;
+pub mod pod;
 pub mod preset;
 pub mod protocol;
+pub mod report;
+pub mod run;
+pub mod table;
 pub mod text;
+pub mod trace;
