@@ -7,8 +7,8 @@
 //! signal all are equal. Counts are exact at the moment of the decision and know nothing of other replicas.
 //!
 //! When it wins: prompts that share nothing and are of similar length. When it misleads: prompts that share much. It spreads
-//! a conversation over all endpoints, and each computes it anew: with the conversation trace at 80 % load it has a third of
-//! the hits that are to be had. A request of 100,000 tokens counts like one of ten.
+//! a conversation over all endpoints, and each computes it anew: simulated on a conversation trace at 80 % load it has a
+//! third of the hits that are to be had. A request of 100,000 tokens counts like one of ten.
 //!
 //! ```yaml
 //! - type: least-request-picker

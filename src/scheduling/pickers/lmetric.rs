@@ -106,7 +106,7 @@ mod tests {
         LMetric { count: 9, prefix: 0 }.pick(&scene.cycle(), &slots, &[], &mut rng, &mut picked);
         let mut first = Vec::new();
         LMetric { count: 1, prefix: 0 }.pick(&scene.cycle(), &slots, &[], &mut rng, &mut first);
-        assert_eq!(first[0], picked[0]);
+        assert_eq!(first.first(), picked.first());
         picked
     }
 
