@@ -17,14 +17,16 @@
 //! All of this is gone at the next read. Decisions that reserve are ordered by the director's claim, so a
 //! decision that counts has seen all reservations before it in full.
 //!
-//! Bounds: one account per slot, replaced when the slot gets another endpoint; at most [`MAX_FORETOLD`] foretold
+//! Bounds: one account per slot, replaced when the slot gets another endpoint; at most 4096 foretold
 //! ends per endpoint.
 //!
 //! Rejected: one lock around all accounts (every first token of every request would wait for every decision);
 //! a sequence lock per endpoint (readers would retry under load for an accuracy that means nothing here);
 //! summing the decayed flow of the endpoints at each read (one exponential more per endpoint).
 
-use std::collections::BTreeMap;
+mod flow;
+mod state;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -34,6 +36,9 @@ use parking_lot::Mutex;
 
 use crate::domain::{Account, AccountView, Endpoint, Timestamp, Topology};
 
+use flow::Flow;
+use state::{Due, State};
+
 /// Time to the first token that is not prefill, in seconds: network both ways, parsing, tokenizing, scheduling
 /// and the first decode step come to 10 to 30 ms on the engines that were looked at. It keeps short prompts
 /// from looking like slow ones; the rate is learnt from long ones, where it does not matter.
@@ -41,18 +46,6 @@ pub const FIXED_SECONDS: f64 = 0.02;
 
 /// Prompts with no more uncached tokens than this teach no rate: [`FIXED_SECONDS`] is most of their time.
 pub const MIN_SAMPLE_TOKENS: u64 = 256;
-
-/// What is left of a sample of the rate when the next one comes: the last fifty or so count.
-const SAMPLE_DECAY: f64 = 0.98;
-
-/// Seconds of prefill that the initial rate counts for: a few prompts, so that it is soon forgotten.
-const INITIAL_WEIGHT: f64 = 5.0;
-
-/// Shortest time that a prefill is believed to take, in seconds.
-const MIN_PREFILL_SECONDS: f64 = 1e-3;
-
-/// Seconds over which the flow of requests to the pool is averaged.
-const FLOW_SECONDS: f64 = 30.0;
 
 /// Seconds over which the prefill load of one endpoint is averaged: longer than the pool's, since it has
 /// fewer requests.
@@ -64,10 +57,6 @@ const INTAKE_PER_LOAD: i32 = 5;
 
 /// Charged for one request at most, so that no claim of a client can overflow a sum.
 const MAX_TOKENS: u64 = 1 << 40;
-
-/// Prefills of one endpoint at most whose end is only foretold; beyond it the first of them counts as over. Far
-/// more than an endpoint can have waiting: it bounds what a wrong rate can pile up where no ends are seen.
-const MAX_FORETOLD: usize = 4_096;
 
 /// What a ledger is told by the configuration.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -358,119 +347,9 @@ fn moved(time: Timestamp, by: f64) -> Timestamp {
     Timestamp(time.0.saturating_add((by * 1e6).round() as u64))
 }
 
-/// The exact numbers of one account.
-#[derive(Debug)]
-struct State {
-    outstanding: f64,
-    finish: Timestamp,
-    prefill_tokens: u64,
-    prefilling: u32,
-    in_flight: u32,
-    rate_tokens: f64,
-    rate_seconds: f64,
-    samples: u32,
-    last_first: Timestamp,
-    load: f64,
-    intake: f64,
-    decayed_at: Timestamp,
-    /// Shares whose end is not noticed, by when it is foretold.
-    foretold: BTreeMap<Due, Share>,
-    next_number: u64,
-}
-
-/// When a prefill is foretold to end, and a number that tells equal times apart.
-type Due = (Timestamp, u64);
-
-impl State {
-    /// Returns when the prefill is foretold to end, and where that is noted if it will not be noticed.
-    fn routed(&mut self, share: &Share, now: Timestamp) -> (Timestamp, Option<Due>) {
-        self.lapse(now);
-        let elapsed = seconds(now, self.decayed_at);
-        self.decayed_at = self.decayed_at.max(now);
-        self.load *= (-elapsed / LOAD_SECONDS).exp();
-        self.intake *= (-elapsed / INTAKE_SECONDS).exp();
-        self.prefilling += 1;
-        self.in_flight += 1;
-        self.prefill_tokens += share.tokens;
-        if let Some(cost) = share.cost {
-            self.outstanding += cost;
-            self.finish = moved(self.finish.max(now), cost);
-            self.load += cost;
-            self.intake += share.tokens as f64;
-        }
-        let finish = self.finish.max(now);
-        (finish, (!share.noticed).then(|| self.foretell(share, finish)))
-    }
-
-    /// Lets `share` end at `finish` by itself.
-    fn foretell(&mut self, share: &Share, finish: Timestamp) -> Due {
-        self.next_number += 1;
-        let due = (finish, self.next_number);
-        self.foretold.insert(due, *share);
-        if self.foretold.len() > MAX_FORETOLD
-            && let Some((_, first)) = self.foretold.pop_first()
-        {
-            self.prefilled(&first);
-        }
-        due
-    }
-
-    /// The prefill of `share` is over.
-    fn prefilled(&mut self, share: &Share) {
-        self.prefilling = self.prefilling.saturating_sub(1);
-        self.prefill_tokens = self.prefill_tokens.saturating_sub(share.tokens);
-        self.outstanding = (self.outstanding - share.seconds()).max(0.0);
-        if self.prefilling == 0 {
-            // What rounding has left.
-            self.outstanding = 0.0;
-        }
-    }
-
-    fn first_token(&mut self, share: &Share, routed: Timestamp, now: Timestamp) {
-        self.prefilled(share);
-        if share.cost.is_none() {
-            return;
-        }
-        let took = seconds(now, routed.max(self.last_first)) - FIXED_SECONDS;
-        if share.tokens > MIN_SAMPLE_TOKENS {
-            self.rate_tokens = self.rate_tokens * SAMPLE_DECAY + share.tokens as f64;
-            self.rate_seconds = self.rate_seconds * SAMPLE_DECAY + took.max(MIN_PREFILL_SECONDS);
-            self.samples = self.samples.saturating_add(1);
-        }
-        self.last_first = self.last_first.max(now);
-        self.finish = moved(now, self.outstanding);
-    }
-
-    /// Ends the prefills that were foretold to end by `now`.
-    fn lapse(&mut self, now: Timestamp) {
-        while let Some(entry) = self.foretold.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            let share = entry.remove();
-            self.prefilled(&share);
-        }
-    }
-}
-
 impl EndpointAccount {
     fn new(endpoint: &Endpoint, settings: &Settings) -> Self {
-        let state = State {
-            outstanding: 0.0,
-            finish: Timestamp::default(),
-            prefill_tokens: 0,
-            prefilling: 0,
-            in_flight: 0,
-            rate_tokens: settings.initial_rate * INITIAL_WEIGHT,
-            rate_seconds: INITIAL_WEIGHT,
-            samples: 0,
-            last_first: Timestamp::default(),
-            load: 0.0,
-            intake: 0.0,
-            decayed_at: Timestamp::default(),
-            foretold: BTreeMap::new(),
-            next_number: 0,
-        };
+        let state = State::new(settings);
         let published = PublishedAccount::default();
         published.publish(&state);
         Self {
@@ -590,83 +469,6 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.leave();
-    }
-}
-
-/// The flow of requests through the pool.
-#[derive(Debug)]
-struct Flow {
-    state: Mutex<FlowState>,
-    at: AtomicU64,
-    arrivals: Published,
-    load: Published,
-    mean_prefill: Published,
-    mean_stay: Published,
-}
-
-#[derive(Debug)]
-struct FlowState {
-    at: Timestamp,
-    arrivals: f64,
-    load: f64,
-    mean_prefill: f64,
-    mean_stay: f64,
-}
-
-impl Default for Flow {
-    fn default() -> Self {
-        // The means start at ordinary values of chat traffic; a hundred and fifty requests later they are learnt.
-        let state =
-            FlowState { at: Timestamp::default(), arrivals: 0.0, load: 0.0, mean_prefill: 0.3, mean_stay: 10.0 };
-        let flow = Self {
-            state: Mutex::new(state),
-            at: AtomicU64::new(0),
-            arrivals: Published::default(),
-            load: Published::default(),
-            mean_prefill: Published::default(),
-            mean_stay: Published::default(),
-        };
-        flow.write(|_| ());
-        flow
-    }
-}
-
-impl Flow {
-    fn write(&self, change: impl FnOnce(&mut FlowState)) {
-        let mut state = self.state.lock();
-        change(&mut state);
-        self.at.store(state.at.0, Relaxed);
-        self.arrivals.set(state.arrivals);
-        self.load.set(state.load);
-        self.mean_prefill.set(state.mean_prefill);
-        self.mean_stay.set(state.mean_stay);
-    }
-
-    fn arrived(&self, cost: f64, now: Timestamp) {
-        self.write(|state| {
-            let kept = (-seconds(now, state.at) / FLOW_SECONDS).exp();
-            state.at = state.at.max(now);
-            state.arrivals = state.arrivals * kept + 1.0;
-            state.load = state.load * kept + cost;
-            state.mean_prefill = 0.99 * state.mean_prefill + 0.01 * cost;
-        });
-    }
-
-    fn stayed(&self, stay: Duration) {
-        self.write(|state| state.mean_stay = 0.98 * state.mean_stay + 0.02 * stay.as_secs_f64());
-    }
-
-    fn last(&self) -> Timestamp {
-        Timestamp(self.at.load(Relaxed))
-    }
-
-    fn read(&self, now: Timestamp, endpoints: usize, view: &mut AccountView) {
-        let kept = (-seconds(now, self.last()) / FLOW_SECONDS).exp();
-        let each = (kept / FLOW_SECONDS / endpoints.max(1) as f64) as f32;
-        view.arrivals = self.arrivals.get() * each;
-        view.load = self.load.get() * each;
-        view.mean_prefill = self.mean_prefill.get();
-        view.mean_stay = self.mean_stay.get();
     }
 }
 

@@ -1,3 +1,4 @@
+use super::state::MAX_FORETOLD;
 use super::*;
 use crate::scheduling::fixtures::{Scene, pool};
 use proptest::prelude::*;
