@@ -33,6 +33,9 @@ pub const MAX_KEPT: usize = 10_000;
 pub const MAX_BYTES: usize = 64 << 20;
 /// Most topologies that records keep in memory: one is as large as the pool, and every change makes another.
 pub const MAX_TOPOLOGIES: usize = 64;
+/// Endpoints on one page of JSON, over all its decisions, unless one decision alone has more: 20 MB of text and a
+/// multiple of it in memory while it is made.
+pub const MAX_ROWS: usize = 100_000;
 /// Decisions kept for those who ask by header, where none are kept otherwise.
 const KEPT_WHEN_ASKED: usize = 64;
 
@@ -212,17 +215,30 @@ impl DecisionLog {
         self.page(&Query::default(), None)
     }
 
-    /// The kept decisions that `query` wants, oldest first; dated if `times` are given.
+    /// The kept decisions that `query` wants, oldest first, the newest as far as [`MAX_ROWS`] go; dated if `times` are
+    /// given.
     pub fn page(&self, query: &Query, times: Option<Times>) -> Value {
         let all: Vec<Arc<Record>> = self.kept.lock().records.iter().cloned().collect();
         let wanted = |record: &&Arc<Record>| match &query.id {
             None => true,
             Some(id) => *record.request_id == **id || self.name(record) == *id,
         };
-        let mut found: Vec<&Arc<Record>> = all.iter().filter(wanted).collect();
-        let skip = query.limit.map_or(0, |limit| found.len().saturating_sub(limit));
-        let shown: Vec<Value> = found.drain(skip..).map(|r| page::record(&self.name(r), r, times)).collect();
-        serde_json::json!({ "capacity": self.keep, "perSecond": self.shown_rate(), "decisions": shown })
+        let found: Vec<&Arc<Record>> = all.iter().filter(wanted).collect();
+        let mut rows = 0;
+        let fits = |record: &&&Arc<Record>| {
+            let before = rows;
+            rows += page::rows(record);
+            before == 0 || rows <= MAX_ROWS
+        };
+        let newest = found.iter().rev().take(query.limit.unwrap_or(usize::MAX));
+        let mut shown: Vec<Value> = newest.take_while(fits).map(|r| page::record(&self.name(r), r, times)).collect();
+        shown.reverse();
+        serde_json::json!({
+            "capacity": self.keep,
+            "perSecond": self.shown_rate(),
+            "older": found.len() - shown.len(),
+            "decisions": shown,
+        })
     }
 
     fn shown_rate(&self) -> Value {

@@ -40,6 +40,12 @@ pub(super) fn record(name: &str, record: &Record, times: Option<Times>) -> Value
     })
 }
 
+/// Endpoints that a record names.
+pub(super) fn rows(record: &Record) -> usize {
+    let explained = record.decision.profiles.iter().filter_map(|p| p.explanation.as_deref());
+    explained.map(|why| why.candidates.len() + why.removed.len()).sum()
+}
+
 fn prompt_tokens(signals: &Signals) -> Option<u64> {
     signals.prompt_tokens.or_else(|| signals.prefix.iter().find_map(|m| m.prompt_tokens))
 }

@@ -141,6 +141,10 @@ fn neither_bytes_nor_topologies_grow_without_end() {
     let ring = log.kept.lock();
     assert!(ring.bytes <= MAX_BYTES && ring.records.len() > 50, "{} {}", ring.bytes, ring.records.len());
     assert_eq!(ring.bytes, ring.records.iter().map(|r| r.size()).sum::<usize>());
+    let kept = ring.records.len();
+    drop(ring);
+    let page = log.to_json();
+    assert_eq!((ids(&page).len(), page["older"].as_u64()), (MAX_ROWS / 20_000, Some(kept as u64 - 5)));
 }
 
 #[test]
