@@ -34,7 +34,7 @@ fn figures_are_means_over_seeds_and_ratios_are_geometric() {
 #[test]
 fn the_table_has_a_line_for_each_configuration_and_load() {
     let table = results().table();
-    assert_eq!(table.lines().filter(|l| l.contains(" one ") || l.contains(" other ")).count(), 6, "{table}");
+    assert_eq!(table.lines().filter(|l| l.contains("  one ") || l.contains("  other ")).count(), 6, "{table}");
     assert!(table.contains("0.250"), "{table}");
     let lines = results().json();
     assert_eq!(lines.len(), 8);
