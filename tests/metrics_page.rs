@@ -128,6 +128,11 @@ async fn the_page_is_well_formed_and_complete() {
     let absent: Vec<_> = known.difference(&shown).map(String::as_str).collect();
     let expected = [
         "leader_election_master_status",
+        // Nothing is configured that holds requests.
+        "llm_d_epp_dispatch_held_bytes",
+        "llm_d_epp_dispatch_held_requests",
+        "llm_d_epp_dispatch_held_seconds",
+        "llm_d_epp_dispatch_total",
         "llm_d_epp_discovery_age_seconds",
         "llm_d_epp_discovery_failures_total",
         "llm_d_epp_discovery_objects",

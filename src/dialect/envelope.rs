@@ -149,7 +149,8 @@ pub(super) fn read<'de, R: Reader<'de>>(
         let has_priority = envelope.has_priority();
         let parsed = envelope.finish(prompts, need)?;
         // A body with a model is no empty object, so a member in front of the first needs its comma.
-        let brace = memchr::memchr(b'{', text.as_bytes()).filter(|_| !has_priority && parsed.model.is_some());
+        let takes_one = answer == AnswerFormat::OpenAi && !has_priority && parsed.model.is_some();
+        let brace = memchr::memchr(b'{', text.as_bytes()).filter(|_| takes_one);
         Ok(Parsed { priority_at: brace.map(|brace| brace + 1), ..parsed })
     });
     match parsed {

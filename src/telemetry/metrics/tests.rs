@@ -97,6 +97,10 @@ fn populated() -> Arc<Metrics> {
         vec![("approx".into(), "approx-prefix-cache-producer".into(), 7), ("second".into(), "t".into(), 5)]
     });
     metrics.watch_saturation("pool".into(), || [("prefill", None), ("decode", Some(0.5)), ("effective", Some(0.5))]);
+    let dispatched = Arc::new(DispatchMetrics::default());
+    dispatched.count(DispatchReason::Held);
+    dispatched.observe_held(Duration::from_millis(300));
+    metrics.watch_dispatch(dispatched, || (2, 900));
     metrics.watch_dropped_log_lines(|| 4);
     let shown = self::snapshot();
     metrics.record_scores(&Run {
