@@ -90,9 +90,9 @@ mod tests {
     #[test]
     fn adds_a_priority_with_and_without_a_new_name() {
         let body = Bytes::from_static(br#" { "model":"m","prompt":"x"}"#);
-        let spans = [11..14];
-        assert_eq!(joined(&add_priority(&body, 2, -5, &spans, None)), br#" {"priority":-5, "model":"m","prompt":"x"}"#);
-        let both = joined(&add_priority(&body, 2, 1_700_000_000_123, &spans, Some("other")));
+        let spans = std::slice::from_ref(&(11..14));
+        assert_eq!(joined(&add_priority(&body, 2, -5, spans, None)), br#" {"priority":-5, "model":"m","prompt":"x"}"#);
+        let both = joined(&add_priority(&body, 2, 1_700_000_000_123, spans, Some("other")));
         assert_eq!(both, br#" {"priority":1700000000123, "model":"other","prompt":"x"}"#);
         assert_eq!(joined(&add_priority(&body, 99, 1, &[], None)), body);
     }
