@@ -157,7 +157,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let traces = traces(&config, &metrics, &clock);
     let mut director = parts_of(&config, &environment, commits, &pool, &metrics, &clock);
     director.traces.clone_from(&traces);
-    director.decisions = Arc::new(decision_log(&settings, &metrics)?);
+    director.decisions = Arc::new(decision_log(settings, &metrics)?);
     let director = Arc::new(Director::new(director));
     observe(&config, &metrics, &pool, &clock);
 
