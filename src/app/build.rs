@@ -150,7 +150,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let traces = traces(&config, &metrics, &clock);
     let mut director = parts_of(&config, environment.seed, &pool, &metrics, &clock);
     director.traces.clone_from(&traces);
-    director.decisions = Arc::new(decision_log(&settings, &metrics)?);
+    director.decisions = Arc::new(decision_log(settings, &metrics)?);
     let director = Arc::new(Director::new(director));
     observe(&config, &metrics, &pool, &clock);
 

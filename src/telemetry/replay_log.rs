@@ -19,7 +19,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -164,10 +164,7 @@ fn write(receiver: &Receiver<Entry>, mut file: LogFile, counts: &Counts) {
                     }
                 }
             }
-            next = match receiver.try_recv() {
-                Ok(entry) => Some(entry),
-                Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-            };
+            next = receiver.try_recv().ok();
         }
         // Nothing waits: what is in the buffer may as well be seen.
         let result = result.and(file.flush());
