@@ -270,6 +270,10 @@ impl Run<'_> {
             }
         }
         let it = &self.trace.requests[request as usize];
+        if !self.pods.iter().any(|pod| pod.has_room_for(self.trace, it.input, it.output)) {
+            // It would wait for ever, and all others behind it.
+            return self.refuse(request);
+        }
         self.blocks.clear();
         self.blocks.extend(self.trace.blocks(it).iter().map(|id| u64::from(*id)));
         let taken = self.pickers[picker].request(now, u64::from(request), u64::from(it.input), &self.blocks);

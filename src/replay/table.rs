@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use super::compare::{Cell, Plan};
 use super::run::Outcome;
 
+/// Share of requests in time that the highest load is asked for.
+const ENOUGH: f64 = 0.8;
+
 /// Figures of one configuration at one load: means over the seeds, ratios geometric.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Figures {
@@ -185,11 +188,18 @@ impl Results {
             }
         }
         if self.names.len() > 1 && self.loads.len() > 1 {
-            let _ = writeln!(out, "\nover all loads, ratio to {} (mean, p99):", self.names[0]);
+            let _ = writeln!(
+                out,
+                "\nover all loads, ratios to {} (mean, p99), and the highest load with {:.0} % within {} s:",
+                self.names[0],
+                ENOUGH * 100.0,
+                self.goodput
+            );
             for (c, name) in self.names.iter().enumerate() {
                 let each: Vec<_> = (0..self.loads.len()).map(|load| self.figures(c, load)).collect();
                 let all = average(&each);
-                let _ = writeln!(out, "  {name:width$}  {:.3}  {:.3}", all.ratio, all.ratio_p99);
+                let good = self.highest_good_load(c, ENOUGH).map_or("none".into(), |load| load.to_string());
+                let _ = writeln!(out, "  {name:width$}  {:.3}  {:.3}  {good}", all.ratio, all.ratio_p99);
             }
         }
         for remark in remarks {
