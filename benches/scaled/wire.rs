@@ -49,7 +49,7 @@ pub fn request_headers() -> Bytes {
 
 /// The request's body in one piece.
 pub fn request_body(body: Bytes) -> Bytes {
-    framed(Request::RequestBody(wire::HttpBody { body, end_of_stream: true, ..Default::default() }), false)
+    framed(Request::RequestBody(wire::HttpBody { body, end_of_stream: true }), false)
 }
 
 /// The headers of a streamed answer.
@@ -60,7 +60,7 @@ pub fn response_headers() -> Bytes {
 
 /// A piece of the answer.
 pub fn response_body(body: String, end: bool) -> Bytes {
-    let body = wire::HttpBody { body: body.into(), end_of_stream: end, ..Default::default() };
+    let body = wire::HttpBody { body: body.into(), end_of_stream: end };
     framed(Request::ResponseBody(body), false)
 }
 
@@ -83,9 +83,10 @@ pub fn next(buffer: &mut BytesMut) -> Result<Option<Response>, String> {
 pub fn destination(answer: &wire::HeadersResponse) -> Option<String> {
     let common = answer.response.as_ref()?;
     let set = &common.header_mutation.as_ref()?.set_headers;
-    let header = set.iter().filter_map(|option| option.header.as_ref()).find(|header| {
-        header.key.as_ref() == b"x-gateway-destination-endpoint"
-    })?;
+    let header = set
+        .iter()
+        .filter_map(|option| option.header.as_ref())
+        .find(|header| header.key.as_ref() == b"x-gateway-destination-endpoint")?;
     let value = if header.raw_value.is_empty() { &header.value } else { &header.raw_value };
     String::from_utf8(value.to_vec()).ok()
 }
