@@ -123,10 +123,11 @@ async fn the_page_is_well_formed_and_complete() {
     let shown = families(&page);
     let known: BTreeSet<String> = current.union(&older).cloned().collect();
     assert_eq!(shown.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new(), "not in docs/metrics.md");
-    // The log is set up by the command only, nothing is traced here, and there is no cluster.
+    // The log is set up by the command only, nothing is traced or logged for replays here, and there is no cluster.
     let absent: Vec<_> = known.difference(&shown).map(String::as_str).collect();
     let expected = [
         "leader_election_master_status",
+        "llm_d_epp_decision_log_lines_total",
         "llm_d_epp_discovery_age_seconds",
         "llm_d_epp_discovery_failures_total",
         "llm_d_epp_discovery_objects",
