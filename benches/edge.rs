@@ -49,7 +49,7 @@ fn decision(c: &mut Criterion) {
 fn picker(c: &mut Criterion) {
     let mut group = c.benchmark_group("edge and decision");
     for (name, shape) in SHAPES {
-        allocations::bench(&mut group, name, edge::picker(shape, false));
+        allocations::bench(&mut group, name, edge::picker(shape, false, 0));
     }
     group.finish();
 }

@@ -9,7 +9,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use pointsman::domain::{Prompt, Segment};
-use pointsman::signals::approx_prefix::hash;
+use pointsman::signals::prefix::hash;
 
 fn hashing(c: &mut Criterion) {
     for kilobytes in [1usize, 16, 128] {

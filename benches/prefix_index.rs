@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use chains::{BLOCKS, ENDPOINTS, grown, million, staircase};
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use pointsman::signals::approx_prefix::index::Index;
+use pointsman::signals::prefix::index::Index;
 
 fn lookup(c: &mut Criterion) {
     let mut group = c.benchmark_group("lookup 2000 blocks x 100 endpoints");

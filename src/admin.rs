@@ -66,7 +66,7 @@ const PATHS: &[(&str, &str)] = &[
     ("/readyz", "200 when traffic may come, else 503 and what it waits for"),
     ("/debug/plugins/state", "state of the plugins as JSON"),
     ("/debug/config", "configuration in force, with defaults filled in"),
-    ("/debug/decisions", "recent decisions and their scores as JSON"),
+    ("/debug/decisions", "recent decisions with their reasons as JSON; ?limit=N, ?id=X"),
 ];
 
 /// Paths that nobody guards.
@@ -75,13 +75,17 @@ const OPEN: [&str; 2] = ["/healthz", "/readyz"];
 /// Makes a page when it is asked for. It runs on a blocking thread.
 pub type PageSource = Box<dyn Fn() -> String + Send + Sync>;
 
+/// Makes the page of decisions that a query string asks for, or says what is wrong with the query. Runs on a
+/// blocking thread.
+pub type QuerySource = Box<dyn Fn(&str) -> Result<String, String> + Send + Sync>;
+
 /// What the paths show.
 pub struct AdminState {
     metrics: Arc<Metrics>,
     readiness: Readiness,
     plugins: Option<PageSource>,
     config: Option<PageSource>,
-    decisions: Option<PageSource>,
+    decisions: Option<QuerySource>,
     tls: Option<Arc<AdminTls>>,
     access: Option<Access>,
     /// When it was last said that tokens cannot be checked.
@@ -133,9 +137,9 @@ impl AdminState {
         self
     }
 
-    /// Sets the source of `/debug/decisions`; it returns JSON.
+    /// Sets the source of `/debug/decisions`; it gets the query string and returns JSON.
     #[must_use]
-    pub fn with_decisions(mut self, source: impl Fn() -> String + Send + Sync + 'static) -> Self {
+    pub fn with_decisions(mut self, source: impl Fn(&str) -> Result<String, String> + Send + Sync + 'static) -> Self {
         self.decisions = Some(Box::new(source));
         self
     }
@@ -206,7 +210,16 @@ async fn answer(state: &Arc<AdminState>, request: Request<Incoming>) -> Reply {
         "/readyz" => ready(&state.readiness),
         "/debug/plugins/state" => page(state, JSON, |state| make(state.plugins.as_ref())).await,
         "/debug/config" => page(state, TEXT, |state| make(state.config.as_ref())).await,
-        "/debug/decisions" => page(state, JSON, |state| make(state.decisions.as_ref())).await,
+        "/debug/decisions" => {
+            let query = request.uri().query().unwrap_or("").to_owned();
+            answered(state, move |state| {
+                Some(match state.decisions.as_ref()?(&query) {
+                    Ok(body) => (StatusCode::OK, JSON, body.into_bytes()),
+                    Err(wrong) => (StatusCode::BAD_REQUEST, TEXT, wrong.into_bytes()),
+                })
+            })
+            .await
+        }
         _ => not_found(),
     }
 }
@@ -275,12 +288,20 @@ async fn page<F>(state: &Arc<AdminState>, kind: &'static str, make: F) -> Reply
 where
     F: FnOnce(&AdminState) -> Option<Vec<u8>> + Send + 'static,
 {
+    answered(state, move |state| Some((StatusCode::OK, kind, make(state)?))).await
+}
+
+/// As [`page`], with a status and a type that are known when it is made.
+async fn answered<F>(state: &Arc<AdminState>, make: F) -> Reply
+where
+    F: FnOnce(&AdminState) -> Option<(StatusCode, &'static str, Vec<u8>)> + Send + 'static,
+{
     let Ok(_permit) = state.pages.acquire().await else {
         return text(StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
     };
     let shared = Arc::clone(state);
     match tokio::task::spawn_blocking(move || make(&shared)).await {
-        Ok(Some(body)) => reply(StatusCode::OK, kind, body),
+        Ok(Some((status, kind, body))) => reply(status, kind, body),
         Ok(None) => not_found(),
         Err(error) => {
             tracing::error!(%error, "an admin page could not be made");

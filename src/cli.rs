@@ -5,6 +5,7 @@
 
 pub mod check;
 pub mod demo;
+pub mod explain;
 pub mod flags;
 pub mod replay;
 pub mod serve;
@@ -44,6 +45,7 @@ pub fn run(arguments: Vec<OsString>, environment: &BTreeMap<String, String>) -> 
         Invocation::Sim(args) => sim::run(&args, &mut out).map(|()| 0),
         Invocation::Replay(args) => replay::run(&args, &tables, &mut out, &mut err),
         Invocation::Demo(args) => demo::run(&args, environment, &mut out).map(|()| 0),
+        Invocation::Explain(args) => explain::run(&args, &mut out).map(|()| 0),
     };
     match result {
         Ok(code) => ExitCode::from(code),

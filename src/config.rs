@@ -36,6 +36,7 @@ use std::sync::Arc;
 
 use crate::domain::PoolIdentity;
 use crate::domain::node::{Node, Position, Problem};
+use crate::scheduling::dispatch::Dispatch;
 use crate::scheduling::plugin::{Commit, Producer, Registry, SaturationDetector};
 use crate::scheduling::scheduler::Scheduler;
 
@@ -184,6 +185,8 @@ pub struct Config {
     pub saturation: Declared,
     /// Its instance; absent only where a table of tests has none.
     pub detector: Option<Arc<dyn SaturationDetector>>,
+    /// When requests are sent; at once if nothing says so.
+    pub dispatch: Option<Arc<Dispatch>>,
     /// Flow control as written; meaningful with the gate.
     pub flow_control: document::FlowControl,
     /// What can be switched on, and by which plugins and flags it is.

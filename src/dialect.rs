@@ -39,7 +39,7 @@ use crate::scheduling::plugin::About;
 
 pub use resolve::{Dialects, is_encoded, request_path};
 pub use restore::ModelRestorer;
-pub use rewrite::{Rewritten, rewrite_model};
+pub use rewrite::{Rewritten, add_priority, rewrite_model};
 pub use usage::{UsageReader, is_event_stream};
 
 /// What to look for besides the model; only what some plugin reads is worth its time.
@@ -81,6 +81,9 @@ pub struct Parsed {
     pub max_output_tokens: Option<u64>,
     /// How the answer reports its token counts.
     pub answer: AnswerFormat,
+    /// Where `"priority":…,` may be added: behind the opening brace. `None` where the API has no such
+    /// member, or the body has one already.
+    pub priority_at: Option<usize>,
 }
 
 /// One family of APIs. Holds no state; shared by all requests.

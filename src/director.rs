@@ -5,6 +5,9 @@
 //! and rule, candidates = subset ∩ pool, admission, producers, scheduling, the `prefer: if-available` check,
 //! commit.
 //!
+//! **Holding.** With just-in-time dispatch a request may wait between its decision and the commit; see
+//! [`dispatch`]. A decision that does not go is thrown away: it changed nothing.
+//!
 //! **Admission.** A request of negative priority is refused (429) where the candidates are full; one integer
 //! is all that other requests pay for it. If nothing is known of the load the request passes, and the log says
 //! so once a minute.
@@ -31,12 +34,13 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 
 use crate::dialect::{Dialects, Wants};
-use crate::domain::{EndpointSet, InferenceRequest, Policies, Rejection, Signals, Slot, Snapshot, Timestamp};
+use crate::domain::{Decision, EndpointSet, InferenceRequest, Policies, Rejection, Signals, Slot, Snapshot, Timestamp};
 use crate::extproc::{Exchanges, SubsetHint};
 use crate::lifecycle::clock::Clock;
 use crate::pool::Pool;
 use crate::scheduling::detectors::Saturation;
-use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, SaturationDetector, TestSwitches};
+use crate::scheduling::dispatch::{Dispatch, DispatchMode};
+use crate::scheduling::plugin::{Commit, Cycle, Producer, Routed, SaturationDetector, TestSwitches, Watch};
 use crate::scheduling::profile::{Laps, Scratch};
 use crate::scheduling::scheduler::Scheduler;
 use crate::telemetry::metrics::{Metrics, PrefixMetrics};
@@ -44,7 +48,7 @@ use crate::telemetry::trace::{RequestTrace, Traces, kind_of};
 
 use claim::Claims;
 use decisions::DecisionLog;
-use dispatch::Committed;
+use dispatch::hold::Hold;
 
 pub use exchange::DirectedExchange;
 
@@ -100,6 +104,8 @@ pub struct Parts {
     pub plugins: Vec<(Arc<str>, &'static str)>,
     /// Says how full the pool is, for requests of negative priority; without it none is refused.
     pub saturation: Option<Arc<dyn SaturationDetector>>,
+    /// When requests are sent; at once without it.
+    pub dispatch: Option<Arc<Dispatch>>,
     /// Dialects by path.
     pub dialects: Dialects,
     /// Metrics.
@@ -126,6 +132,8 @@ pub struct Director {
     pinned: ArcSwapOption<Policies>,
     /// When it was last said that a sheddable request passed unchecked, in microseconds; 0 is never.
     unchecked: AtomicU64,
+    /// What is held, if anything ever is.
+    hold: Option<Arc<Hold>>,
 }
 
 /// What one thread reuses from decision to decision.
@@ -152,9 +160,16 @@ impl Director {
             parts.producers.iter().any(|p| p.producer.is_volatile()) || parts.commits.iter().any(|(_, c)| c.reserves());
         let prefix_metrics =
             parts.prefix_producers.iter().map(|(name, kind)| parts.metrics.prefix_index(name, kind)).collect();
+        let on = |dispatch: &&Arc<Dispatch>| dispatch.mode != DispatchMode::Off;
+        let hold = parts.dispatch.as_ref().filter(on).map(|dispatch| {
+            let hold = Arc::new(Hold::new(Arc::clone(dispatch)));
+            hold.show(&parts.metrics);
+            hold
+        });
         Self {
             parts,
             id: DIRECTORS.fetch_add(1, Ordering::Relaxed),
+            hold,
             claims: Claims::default(),
             reserves,
             prefix_metrics,
@@ -168,15 +183,15 @@ impl Director {
         &self.parts
     }
 
-    /// Chooses endpoints for `request` and commits the choice. What `trace` records, and a sample of all
-    /// decisions besides, is observed plugin by plugin.
+    /// Chooses endpoints for a request and commits the choice if its gate lets it. What is traced, and a
+    /// sample of all decisions besides, is observed plugin by plugin.
     fn route(
         &self,
-        request: &InferenceRequest,
-        subset: Option<&SubsetHint>,
+        ask: Ask<'_>,
+        signals: &mut Signals,
         trace: Option<&mut RequestTrace>,
-    ) -> Result<Committed, Rejection> {
-        let routed = self.route_observed(request, subset, trace.is_some());
+    ) -> Result<Choice, Rejection> {
+        let routed = self.route_observed(ask, signals, trace.is_some());
         if let Some(laps) = LOCAL.with_borrow_mut(|local| local.scratch.laps.take()) {
             self.observe_laps(&laps);
             if let Some(trace) = trace {
@@ -186,17 +201,11 @@ impl Director {
         routed
     }
 
-    fn route_observed(
-        &self,
-        request: &InferenceRequest,
-        subset: Option<&SubsetHint>,
-        traced: bool,
-    ) -> Result<Committed, Rejection> {
+    fn route_observed(&self, ask: Ask<'_>, signals: &mut Signals, traced: bool) -> Result<Choice, Rejection> {
+        let Ask { request, subset, mut facts, mut gate } = ask;
         let parts = &self.parts;
-        let explain = parts.decisions.is_on() || parts.settings.emit_scores;
-        let mut signals = Signals::default();
-        let mut fresh = true;
         let mut attempts = 0;
+        let mut recorded = false;
         LOCAL.with_borrow_mut(|local| {
             let Local { scratch, candidates, rng, decisions } = local;
             // Every 64th decision of a thread, the first included.
@@ -206,12 +215,7 @@ impl Director {
             });
             *decisions = decisions.wrapping_add(1);
             let rng = seeded(rng, self.id, parts.settings.seed);
-            let test = &parts.settings.test;
-            // Of a director without test plugins this is one test.
-            let pinned = test
-                .beats_subset
-                .is_some_and(|name| request.headers.get(name).is_some_and(|value| !value.trim().is_empty()));
-            let subset = subset.filter(|_| !parts.settings.ignore_subset && !pinned);
+            let subset = self.subset_for(request, subset);
             loop {
                 let seen = self.claims.seen();
                 let snapshot = parts.pool.snapshot();
@@ -220,34 +224,51 @@ impl Director {
                 if candidates.is_empty() {
                     return Err(Rejection::no_endpoints());
                 }
-                if request.priority < 0 && fresh {
+                if request.priority < 0 && facts == Facts::None {
                     self.admit(&snapshot, candidates)?;
                 }
+                signals.now = parts.clock.now();
                 for NamedProducer { name, producer, .. } in &parts.producers {
-                    if fresh || producer.is_volatile() {
-                        producer.produce(request, &snapshot, &mut signals);
-                        lap(scratch, "DataProducer", name);
+                    match facts {
+                        Facts::Known if !producer.is_volatile() => continue,
+                        Facts::Stale => producer.refresh(request, &snapshot, signals),
+                        _ => producer.produce(request, &snapshot, signals),
                     }
+                    lap(scratch, "DataProducer", name);
                 }
-                fresh = false;
+                facts = Facts::Known;
+                if let Some(gate) = &mut gate {
+                    gate.promise(signals);
+                }
                 let now = parts.clock.now();
-                let cycle = Cycle { request, snapshot: &snapshot, signals: &signals, now };
+                recorded = recorded || attempts == 0 && parts.decisions.takes(request, now);
+                let explain = recorded || parts.settings.emit_scores;
+                let cycle = Cycle { request, snapshot: &snapshot, signals, now };
                 let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain);
                 parts.metrics.observe_scheduling(parts.clock.now().since(now));
                 if scheduled.is_err() {
                     parts.metrics.scheduler_attempt(&request.target_model, None);
                 }
-                let decision = scheduled?;
+                let mut decision = scheduled?;
+                if explain && !recorded {
+                    let explained = decision.profiles.iter_mut().filter_map(|p| p.explanation.as_deref_mut());
+                    explained.for_each(|why| why.scores_only = true);
+                }
                 if request.headers.get("prefer").is_some_and(|v| v.eq_ignore_ascii_case("if-available"))
-                    && !holds_prefix(&signals, decision.destination().slot)
+                    && !holds_prefix(signals, decision.destination().slot)
                 {
                     return Err(Rejection::PreconditionFailed("no decode worker has the requested KV cache".into()));
+                }
+                if let Some(gate) = &mut gate
+                    && !gate.lets(&cycle, candidates, decision.destination().slot)
+                {
+                    return Ok(Choice::Waits);
                 }
                 attempts += 1;
                 let claim = if self.reserves { self.claims.claim(seen, attempts) } else { claim::Claim::free() };
                 let Some(claim) = claim.granted() else { continue };
-                let routed = Routed { request, decision: &decision, signals: &signals, now };
-                let mut watches = Vec::with_capacity(parts.commits.len());
+                let routed = Routed { request, decision: &decision, signals, now };
+                let mut watches = Vec::with_capacity(parts.commits.len() + 1);
                 let mut commit = |reserving: bool| {
                     if let Some(laps) = &mut scratch.laps {
                         laps.restart();
@@ -261,10 +282,88 @@ impl Director {
                 drop(claim);
                 commit(false);
                 parts.metrics.scheduler_attempt(&request.target_model, Some(decision.destination()));
-                return Ok(Committed { decision, signals, watches });
+                return Ok(Choice::Sent(decision, watches));
             }
         })
     }
+
+    /// The subset hint that counts for `request`.
+    fn subset_for<'s>(&self, request: &InferenceRequest, subset: Option<&'s SubsetHint>) -> Option<&'s SubsetHint> {
+        // Of a director without test plugins this is one test.
+        let pinned = self
+            .parts
+            .settings
+            .test
+            .beats_subset
+            .is_some_and(|name| request.headers.get(name).is_some_and(|value| !value.trim().is_empty()));
+        subset.filter(|_| !self.parts.settings.ignore_subset && !pinned)
+    }
+
+    /// Finds the facts of a request that will wait whatever they are.
+    fn facts(
+        &self,
+        request: &InferenceRequest,
+        subset: Option<&SubsetHint>,
+        signals: &mut Signals,
+        order: impl FnOnce(&Cycle<'_>, &[Slot]),
+    ) -> Result<(), Rejection> {
+        let snapshot = self.parts.pool.snapshot();
+        let mut candidates = Vec::new();
+        candidates_of(&snapshot, self.subset_for(request, subset), &mut candidates);
+        if candidates.is_empty() {
+            return Err(Rejection::no_endpoints());
+        }
+        if request.priority < 0 {
+            self.admit(&snapshot, &candidates)?;
+        }
+        let now = self.parts.clock.now();
+        signals.now = now;
+        for NamedProducer { producer, .. } in &self.parts.producers {
+            producer.produce(request, &snapshot, signals);
+        }
+        order(&Cycle { request, snapshot: &snapshot, signals, now }, &candidates);
+        Ok(())
+    }
+}
+
+/// What is decided about.
+struct Ask<'a> {
+    request: &'a InferenceRequest,
+    subset: Option<&'a SubsetHint>,
+    facts: Facts,
+    /// Says whether the choice may be acted on; always without one.
+    gate: Option<&'a mut dyn Gate>,
+}
+
+/// What is known of a request already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Facts {
+    /// Nothing: it is new.
+    None,
+    /// Everything, but some time ago.
+    Stale,
+    /// Everything but what changes with each reservation.
+    Known,
+}
+
+/// Who decides whether a request is sent now.
+trait Gate {
+    /// Adds what is promised to those before it.
+    fn promise(&mut self, _signals: &mut Signals) {}
+    /// Prefill time in seconds at the destination that it was last asked about, for those who keep count.
+    fn prefill(&self) -> f32 {
+        0.0
+    }
+    /// Whether it may go to `destination`.
+    fn lets(&mut self, cycle: &Cycle<'_>, candidates: &[Slot], destination: Slot) -> bool;
+}
+
+/// What came of it.
+enum Choice {
+    /// Chosen and committed.
+    Sent(Decision, Vec<Box<dyn Watch>>),
+    /// Its gate did not let it.
+    Waits,
 }
 
 impl Director {
@@ -298,6 +397,15 @@ impl Director {
             self.parts.metrics.pin_models(policies.models());
             self.pinned.store(Some(Arc::clone(policies)));
         }
+    }
+
+    /// A time of the clock as milliseconds of wall time, which processes have in common.
+    fn wall_millis(&self, micros: u64) -> i64 {
+        let clock = &self.parts.clock;
+        let (now, wall) = (clock.now(), clock.wall());
+        let wall = wall.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let to_go = micros as i64 / 1000 - now.0 as i64 / 1000;
+        wall.saturating_add(to_go)
     }
 
     /// A random number below `below`, which must not be 0.

@@ -5,7 +5,7 @@
 //! `docs/architecture.md`; `tests/architecture.rs` holds the sources to them.
 //!
 //! Reading order: [`domain`] (plain data), [`scheduling`] (the decision), [`dialect`] and [`signals`]
-//! (what it knows of a request), [`pool`] (what it knows of endpoints), [`director`] (the order of work),
+//! (what it knows of a request), [`pool`] (what it knows of endpoints), [`admission`] (who waits), [`director`] (the order of work),
 //! [`extproc`] (the wire); then what keeps inputs fresh ([`discovery`], [`collector`]), what configures
 //! it ([`config`]), what is told to operators ([`telemetry`], [`admin`]), and the process around it
 //! ([`lifecycle`], [`app`], [`cli`]). [`sim`] stands in for model servers in the demo, tests and benches; [`replay`]
@@ -13,6 +13,7 @@
 
 pub mod domain;
 
+pub mod admission;
 pub mod dialect;
 pub mod pool;
 pub mod scheduling;

@@ -11,7 +11,9 @@
 //! learns, it learns in [`plugin::Commit`] after the choice.
 
 pub mod cel;
+pub mod cost;
 pub mod detectors;
+pub mod dispatch;
 pub mod filters;
 #[cfg(test)]
 pub(crate) mod fixtures;

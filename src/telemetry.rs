@@ -3,4 +3,5 @@
 pub mod access;
 pub mod log;
 pub mod metrics;
+pub mod replay_log;
 pub mod trace;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("domain", &[]),
     ("scheduling", &["domain"]),
+    ("admission", &["domain", "scheduling"]),
     ("dialect", &["domain", "scheduling"]),
     ("lifecycle", &["domain"]),
     ("pool", &["domain", "lifecycle"]),
@@ -17,9 +18,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("telemetry", &["domain", "scheduling", "lifecycle"]),
     ("collector", &["domain", "scheduling", "lifecycle"]),
     ("discovery", &["domain", "scheduling", "pool", "lifecycle"]),
-    ("config", &["domain", "scheduling", "dialect", "signals", "collector", "discovery", "lifecycle"]),
+    ("config", &["domain", "scheduling", "admission", "dialect", "signals", "collector", "discovery", "lifecycle"]),
     ("extproc", &["domain", "lifecycle", "pb"]),
-    ("director", &["domain", "scheduling", "dialect", "pool", "telemetry", "extproc", "lifecycle", "signals"]),
+    (
+        "director",
+        &["domain", "scheduling", "admission", "dialect", "pool", "telemetry", "extproc", "lifecycle", "signals"],
+    ),
     ("admin", &["domain", "lifecycle", "telemetry"]),
     ("sim", &["domain", "lifecycle"]),
     (

@@ -98,8 +98,9 @@ fn check_says_what_an_expression_switches_on() {
     assert!(!out.contains("KV cache usage: mine"), "{out}");
 }
 
-const SAMPLES: [&str; 5] = [
+const SAMPLES: [&str; 6] = [
     "config/default.yaml",
+    "config/bounded-hash.yaml",
     "config/prefix-and-load.yaml",
     "config/session-affinity.yaml",
     "config/payload-agnostic.yaml",

@@ -17,7 +17,10 @@ use pointsman::lifecycle::clock::SystemClock;
 use pointsman::pool::Pool;
 use pointsman::scheduling::plugin::Need;
 use pointsman::telemetry::metrics::Metrics;
+use pointsman::telemetry::replay_log::ReplayLog;
 
+#[path = "director/costs.rs"]
+mod costs;
 #[path = "director/policies.rs"]
 mod policies;
 
@@ -66,6 +69,10 @@ fn spec(i: u8, role: &str) -> EndpointSpec {
 }
 
 fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool>) {
+    director_with(document, endpoints, DecisionLog::new(10))
+}
+
+fn director_with(document: &str, endpoints: Vec<EndpointSpec>, decisions: DecisionLog) -> (Directed, Arc<Pool>) {
     let text = format!("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n{document}");
     let settings = Settings { allow_experimental: true, ..Settings::default() };
     let config = resolve("test.yaml", Some(text.as_bytes()), settings, &Tables::standard(), Purpose::Check)
@@ -83,12 +90,13 @@ fn director(document: &str, endpoints: Vec<EndpointSpec>) -> (Directed, Arc<Pool
         prefix_producers: Vec::new(),
         commits: config.commits.clone(),
         saturation: config.detector.clone(),
+        dispatch: config.dispatch.clone(),
         plugins: config.names.clone(),
         dialects: Dialects::default(),
         metrics: Metrics::new(),
         clock,
         traces: None,
-        decisions: Arc::new(DecisionLog::new(10)),
+        decisions: Arc::new(decisions),
         settings: director::Settings {
             wants: Wants { prompts: config.registry.needs(&Need::Prompts) },
             reads_usage: true,
@@ -110,7 +118,7 @@ fn prompt(text: &str) -> CompleteRequest {
     let headers =
         Headers::from([(":method", "POST"), (":path", "/v1/completions"), ("content-type", "application/json")]);
     let body = Bytes::from(format!(r#"{{"model":"m","prompt":"{text}"}}"#));
-    CompleteRequest { headers, body, has_body: true, subset: None }
+    CompleteRequest { headers, body, has_body: true, subset: None, may_wait: false }
 }
 
 fn in_flight(pool: &Pool) -> Vec<u64> {
@@ -167,6 +175,51 @@ fn cold_prompts_take_turns_and_known_ones_take_none() {
     }
     let second_round: Vec<String> = (4..8).map(|i| send(&topic(i))).collect();
     assert_eq!(second_round, order, "in the same order, whatever was sent in between");
+}
+
+#[test]
+fn who_asks_is_told_the_name_of_the_decision_and_the_logs_have_its_outcome() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("decisions.jsonl");
+    let file = Arc::new(ReplayLog::open(&path, 1 << 20).unwrap());
+    let decisions = DecisionLog::new(0).with_header(true).with_file(Some(file));
+    let (directed, _) = director_with(COLD_TURNS, (1..=3).map(|i| spec(i, "decode")).collect(), decisions);
+    let ask = |asks: bool| {
+        let mut request = prompt(&"a prompt of several blocks ".repeat(100));
+        if asks {
+            request.headers.push(Bytes::from_static(b"x-pointsman-explain"), Bytes::from_static(b"True"));
+        }
+        let mut exchange = directed.open();
+        let route = exchange.decide(request).unwrap();
+        let headers = Headers::from([("content-type", "application/json")]);
+        let added = exchange.response_headers(200, headers, &Served::Unreported, false);
+        let answer =
+            br#"{"usage":{"prompt_tokens":700,"completion_tokens":5,"prompt_tokens_details":{"cached_tokens":64}}}"#;
+        exchange.response_body(&Bytes::from_static(answer), true);
+        exchange.end(Outcome::Completed);
+        let name = added.iter().find(|(name, _)| name == "x-pointsman-decision");
+        (route.destination, name.map(|(_, name)| String::from_utf8(name.to_vec()).unwrap()))
+    };
+    assert_eq!(ask(false).1, None);
+    let (destination, name) = ask(true);
+    let page = directed.0.parts().decisions.to_json();
+    let [decision] = page["decisions"].as_array().unwrap().as_slice() else { panic!("{page}") };
+    assert_eq!(decision["id"], name.unwrap());
+    assert_eq!(decision["destination"], *destination);
+    assert_eq!(decision["profiles"][0]["explanation"]["candidates"].as_array().unwrap().len(), 3);
+    let outcome = &decision["outcome"];
+    assert_eq!(
+        (&outcome["outcome"], &outcome["status"], &outcome["cachedTokens"]),
+        (&"completed".into(), &200.into(), &64.into())
+    );
+    drop(directed);
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let lines: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let [first, second] = &lines[..] else { panic!("{lines:?}") };
+    assert_eq!((&first["at"], &first["promptTokens"], &first["outputTokens"]), (&0.0.into(), &700.into(), &5.into()));
+    assert_eq!(first["blocks"], second["blocks"], "the same prompt");
+    assert!(first["blocks"].as_array().unwrap().len() > 5 && second["at"].as_f64() >= Some(0.0));
+    assert!(first.as_object().unwrap().keys().all(|key| key != "prompt"));
 }
 
 #[test]

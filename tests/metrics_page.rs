@@ -123,18 +123,27 @@ async fn the_page_is_well_formed_and_complete() {
     let shown = families(&page);
     let known: BTreeSet<String> = current.union(&older).cloned().collect();
     assert_eq!(shown.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new(), "not in docs/metrics.md");
-    // The log is set up by the command only, nothing is traced here, and there is no cluster.
+    // The log is set up by the command only, nothing is traced here, there is no cluster, and no plugin
+    // keeps accounts.
     let absent: Vec<_> = known.difference(&shown).map(String::as_str).collect();
     let expected = [
         "leader_election_master_status",
+        // Nothing is configured that holds requests.
+        "llm_d_epp_dispatch_held_bytes",
+        "llm_d_epp_dispatch_held_requests",
+        "llm_d_epp_dispatch_held_seconds",
+        "llm_d_epp_dispatch_total",
         "llm_d_epp_discovery_age_seconds",
         "llm_d_epp_discovery_failures_total",
         "llm_d_epp_discovery_objects",
         "llm_d_epp_discovery_unreadable_objects_total",
         "llm_d_epp_discovery_watch_state",
+        "llm_d_epp_endpoint_outstanding_prefill_seconds",
+        "llm_d_epp_endpoint_prefill_rate_tokens_per_second",
         "llm_d_epp_leader_election_contact_age_seconds",
         "llm_d_epp_leader_election_transitions_total",
         "llm_d_epp_log_lines_dropped_total",
+        "llm_d_epp_prefill_rate_samples",
         "llm_d_epp_trace_spans_total",
     ];
     assert_eq!(absent, expected);

@@ -16,6 +16,7 @@ use pointsman::domain::{
 use pointsman::scheduling::detectors::{self, Saturation};
 use pointsman::scheduling::plugin::{Build, Built, Cycle, Registry, Routed, Row};
 use pointsman::scheduling::{filters, scorers};
+use pointsman::signals;
 use pool::Pool;
 
 /// Expressions, of which the sample shows one only, and a hashed prompt, which the default profile has none of.
@@ -82,8 +83,8 @@ fn built(kind: &str, parameters: &str) -> Built {
 fn a_warm_pick_allocates_nothing_at_any_pool_size() {
     let counts = allocation_counter::measure(|| drop(std::hint::black_box(vec![0u8; 64])));
     assert_eq!(counts.count_total, 1, "the counter counts");
-    for endpoints in [1, 10, 1_000] {
-        let pool = Pool::new(endpoints);
+    let pools = [1, 10, 1_000].into_iter().flat_map(|n| [(n, Pool::new(n)), (n, Pool::priced(n))]);
+    for (endpoints, pool) in pools {
         let mut worker = pool.worker();
         // The first decision grows the scratch buffers.
         assert!(worker.pick().is_some());
@@ -93,6 +94,24 @@ fn a_warm_pick_allocates_nothing_at_any_pool_size() {
             }
         });
         assert_eq!(used.count_total, 0, "{endpoints} endpoints: {} bytes", used.bytes_total);
+    }
+}
+
+/// Reading the accounts takes one buffer per decision, and none where a decision is made again.
+#[test]
+fn accounts_are_read_into_one_buffer() {
+    for endpoints in [1, 10, 1_000] {
+        let pool = Pool::new(endpoints);
+        let row = signals::TABLE.iter().find(|row| row.about.kind == "prefill-account-producer").expect("a known type");
+        let producer = sample(row).producer.expect("a producer");
+        let cycle = pool.cycle();
+        let read = |signals: &mut Signals| producer.produce(cycle.request, cycle.snapshot, signals);
+        // The first decision opens the accounts.
+        read(&mut Signals::default());
+        let mut signals = Signals::default();
+        assert_eq!(allocation_counter::measure(|| read(&mut signals)).count_total, 1);
+        assert_eq!(allocation_counter::measure(|| read(&mut signals)).count_total, 0);
+        assert_eq!(signals.accounts.map(|a| a.endpoints.len()), Some(endpoints));
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use pointsman::domain::node::{Node, Position, Problems, Value};
 use pointsman::domain::{
-    Endpoint, EndpointSpec, Headers, InFlightView, InferenceRequest, LoadDetail, LoadSample, LoadTable, LoraState,
-    PoolIdentity, PrefixMatch, Prompt, Segment, Signals, Slot, Snapshot, Timestamp, Topology,
+    Account, AccountView, Endpoint, EndpointSpec, Headers, InFlightView, InferenceRequest, LoadDetail, LoadSample,
+    LoadTable, LoraState, PoolIdentity, PrefixMatch, Prompt, Segment, Signals, Slot, Snapshot, Timestamp, Topology,
 };
 use pointsman::scheduling::plugin::{Build, Built, Cycle, Registry, Row, SignalKind};
 use pointsman::scheduling::{detectors, filters, handlers, pickers, responses, scorers};
@@ -80,7 +80,7 @@ fn types_and_aliases_are_unique() {
         }
     }
     assert!(seen.len() >= 24, "a table is empty");
-    for kind in [SignalKind::InFlight, SignalKind::Session] {
+    for kind in [SignalKind::InFlight, SignalKind::Session, SignalKind::Account] {
         assert!(signals::TABLE.iter().any(|r| r.about.kind == kind.default_producer()), "{kind:?}");
     }
 }
@@ -222,6 +222,7 @@ impl Scene {
         let mut prefix = PrefixMatch { block_tokens: 64, total_blocks: 64, ..PrefixMatch::default() };
         prefix.matched = vec![0; capacity];
         let mut in_flight = InFlightView { requests: vec![0; capacity], tokens: vec![0; capacity] };
+        let mut accounts = AccountView { endpoints: vec![Account::default(); capacity], ..AccountView::default() };
         for (i, (facts, slot)) in facts.iter().zip(slots).enumerate() {
             let labels = facts.label.map(|l| {
                 let key = if l == "gold" { "tier" } else { "llm-d.ai/role" };
@@ -254,6 +255,7 @@ impl Scene {
             prefix.matched[*slot as usize] = facts.blocks;
             in_flight.requests[*slot as usize] = facts.requests;
             in_flight.tokens[*slot as usize] = facts.tokens;
+            accounts.endpoints[*slot as usize].prefill_tokens = facts.tokens as f32;
         }
         let topology = Arc::new(Topology::new(1, PoolIdentity::default(), endpoints));
         // The token of `default/pod-1-rank-0`.
@@ -267,7 +269,12 @@ impl Scene {
                 ..InferenceRequest::default()
             },
             snapshot: Snapshot { topology, loads: Arc::new(loads) },
-            signals: Signals { prefix: vec![prefix], in_flight: Some(in_flight), ..Signals::default() },
+            signals: Signals {
+                prefix: vec![prefix],
+                in_flight: Some(in_flight),
+                accounts: Some(accounts),
+                ..Signals::default()
+            },
         }
     }
 
@@ -302,6 +309,7 @@ const BURDENS: &[(&str, Burden)] = &[
     ("prefix-cache-scorer", |f| Some(-(f.blocks as f32))),
     // Of equals in this; cached blocks change what the request itself would add.
     ("token-load-scorer", |f| (f.blocks == 0).then_some(f.tokens as f32)),
+    ("outstanding-prefill-scorer", |f| Some(f.tokens as f32)),
     // Turns that were taken, and adapters, have no scale. The unit tests compare them with oracles.
     ("no-hit-lru-scorer", |_| None),
     ("lora-affinity-scorer", |_| None),
@@ -315,7 +323,7 @@ const BURDENS: &[(&str, Burden)] = &[
 
 /// Filters whose rule is about the candidates together: they let all pass where they would leave
 /// nobody, or treat the unknown by whether others are known. Their unit tests compare them with oracles.
-const RELATIVE: &[&str] = &["utilization-filter", "session-affinity-filter"];
+const RELATIVE: &[&str] = &["utilization-filter", "session-affinity-filter", "prefix-cache-affinity-filter"];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(128))]

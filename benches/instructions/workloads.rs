@@ -14,8 +14,8 @@ use pointsman::dialect::{AnswerFormat, Dialects, UsageReader, Wants};
 use pointsman::domain::{Headers, Outcome, Prompt, Segment, Timestamp, Usage};
 use pointsman::lifecycle::clock::ManualClock;
 use pointsman::scheduling::plugin::Metric;
-use pointsman::signals::approx_prefix::hash;
-use pointsman::signals::approx_prefix::index::Index;
+use pointsman::signals::prefix::hash;
+use pointsman::signals::prefix::index::Index;
 use pointsman::telemetry::access::AccessLine;
 use pointsman::telemetry::log::{self, LogOptions};
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -76,6 +76,7 @@ pub const WORKLOADS: &[Workload] = &[
     workload("decision, 128 KB", 64, || Box::new(edge::decision(128 << 10))),
     workload("access log line", 100, access_line),
     workload("all of it, 1 KB and 3 chunks", 128, || whole(SMALL)),
+    workload("all of it, 1 KB and 3 chunks, recorded", 128, || recorded(SMALL)),
     workload("all of it, 16 KB and 3 chunks", 64, || whole(MIDDLE)),
     workload("all of it, 128 KB and 3 chunks", 64, || whole(LARGE)),
     workload("all of it, 1 KB and 100 chunks", 64, || whole(LONG)),
@@ -181,7 +182,13 @@ fn scrape(filtered: bool) -> Run {
 
 fn whole(shape: Shape) -> Run {
     log_nowhere();
-    Box::new(edge::picker(shape, true))
+    Box::new(edge::picker(shape, true, 0))
+}
+
+/// As [`whole`], with a record of each decision.
+fn recorded(shape: Shape) -> Run {
+    log_nowhere();
+    Box::new(edge::picker(shape, true, 64))
 }
 
 fn access_line() -> Run {
@@ -201,6 +208,7 @@ fn access_line() -> Run {
         outcome: Outcome::Completed,
         total: Duration::from_micros(1_500_250),
         decision: Some(Duration::from_micros(42)),
+        held: None,
         ttft: Some(Duration::from_micros(90_130)),
         request_bytes: 4_000,
         response_bytes: 900,

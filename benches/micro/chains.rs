@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pointsman::signals::approx_prefix::index::Index;
+use pointsman::signals::prefix::index::Index;
 
 pub const ENDPOINTS: u32 = 100;
 pub const BLOCKS: usize = 2_000;

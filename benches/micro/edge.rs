@@ -146,14 +146,14 @@ pub fn stream(shape: Shape) -> impl FnMut() {
 }
 
 /// The edge and the director with the default profile.
-pub fn picker(shape: Shape, access_log: bool) -> impl FnMut() {
-    let Picker { directed, clock } = Picker::new(access_log);
+pub fn picker(shape: Shape, access_log: bool, recorded: usize) -> impl FnMut() {
+    let Picker { directed, clock } = Picker::new(access_log, recorded);
     DataPlane::new(directed, shape, clock).into_run()
 }
 
 /// The director alone, from an exchange that opens to its end: the request is routed and nothing is answered.
 pub fn decision(body: usize) -> impl FnMut() {
-    let Picker { directed, clock } = Picker::new(false);
+    let Picker { directed, clock } = Picker::new(false, 0);
     let headers = request_headers();
     let bodies: Vec<Bytes> = (0..REQUESTS).map(|number| chat(body, number)).collect();
     let mut next = bodies.into_iter().cycle();
@@ -162,7 +162,7 @@ pub fn decision(body: usize) -> impl FnMut() {
         let mut exchange = directed.open();
         exchange.request_headers(&headers);
         clock.advance(GAP);
-        let request = CompleteRequest { headers: headers.clone(), body, has_body: true, subset: None };
+        let request = CompleteRequest { headers: headers.clone(), body, has_body: true, subset: None, may_wait: false };
         black_box(exchange.decide(request)).expect("routed");
         exchange.end(Outcome::RoutedOnly);
     }

@@ -26,8 +26,8 @@ pub struct Picker {
 }
 
 impl Picker {
-    /// With the profile that applies when none is configured.
-    pub fn new(access_log: bool) -> Self {
+    /// With the profile that applies when none is configured; keeps records of as many decisions as `recorded` says.
+    pub fn new(access_log: bool, recorded: usize) -> Self {
         let config = resolve("default", None, Settings::default(), &Tables::standard(), Purpose::Check);
         let config = config.unwrap_or_else(|e| panic!("{e}"));
         let clock = Arc::new(ManualClock::default());
@@ -41,12 +41,13 @@ impl Picker {
             prefix_producers: prefix_producers(&config),
             commits: config.commits.clone(),
             saturation: config.detector.clone(),
+            dispatch: config.dispatch.clone(),
             plugins: config.names.clone(),
             dialects: Dialects::default(),
             metrics: Metrics::new(),
             clock: clock.clone(),
             traces: None,
-            decisions: Arc::new(DecisionLog::new(0)),
+            decisions: Arc::new(DecisionLog::new(recorded)),
             settings: director::Settings {
                 wants: Wants { prompts: config.registry.needs(&Need::Prompts) },
                 reads_usage: config.settings.token_metrics || config.registry.needs(&Need::Usage),

@@ -1,4 +1,4 @@
-//! The default profile over a pool of any size, for the benchmark and for the allocation test.
+//! A profile over a pool of any size (the weighted scores, or the costs), for the benchmark and for the allocation test.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use pointsman::domain::node::{Position, Problems};
 use pointsman::domain::{
-    Endpoint, EndpointSpec, InferenceRequest, LoadSample, LoadTable, PoolIdentity, PrefixMatch, ProfileResult, Signals,
-    Slot, Snapshot, Timestamp, Topology,
+    Account, AccountView, CacheView, Endpoint, EndpointSpec, InferenceRequest, LoadSample, LoadTable, PoolIdentity,
+    PrefixMatch, ProfileResult, Signals, Slot, Snapshot, Timestamp, Topology,
 };
 use pointsman::scheduling::plugin::{Build, Built, Cycle, Registry, Row};
 use pointsman::scheduling::profile::{Profile, Scratch, WeightedScorer};
@@ -93,6 +93,47 @@ impl Pool {
             signals: Signals { prefix: vec![prefix], ..Signals::default() },
             profile,
         }
+    }
+
+    /// The same pool under `cost-picker`, with accounts and mirrored caches.
+    #[allow(dead_code, reason = "not every benchmark does")]
+    pub fn priced(endpoints: usize) -> Self {
+        let mut pool = Self::new(endpoints);
+        let mut rng = fastrand::Rng::with_seed(3);
+        let account = |rng: &mut fastrand::Rng| {
+            let outstanding = rng.f32() * 2.0;
+            Account {
+                outstanding,
+                backlog: outstanding * rng.f32(),
+                rate: 10_000.0 + rng.f32() * 5_000.0,
+                prefill_tokens: outstanding * 12_000.0,
+                prefilling: rng.u32(0..4),
+                in_flight: rng.u32(0..40),
+                load: rng.f32(),
+                intake: rng.f32() * 100_000.0,
+                ahead: 0.0,
+            }
+        };
+        let accounts = AccountView {
+            endpoints: (0..endpoints).map(|_| account(&mut rng)).collect(),
+            arrivals: 0.4,
+            load: 0.6,
+            mean_prefill: 0.5,
+            mean_stay: 12.0,
+            samples: 900,
+        };
+        let caches = CacheView {
+            capacity: vec![1_000_000.0; endpoints],
+            oldest_age: (0..endpoints).map(|_| rng.f32() * 600.0).collect(),
+            reuse_age: 60.0,
+        };
+        pool.signals.prompt_tokens = Some(u64::from(BLOCKS) * 64 + 30);
+        pool.signals.prefix[0].caches = Some(caches);
+        pool.signals.accounts = Some(accounts);
+        pool.profile.scorers.clear();
+        let picker = instance(pickers::TABLE, "cost-picker").picker.expect("not a picker");
+        pool.profile.picker = ("cost-picker".into(), picker);
+        pool
     }
 
     /// What plugins read.

@@ -16,16 +16,16 @@ use crate::admin::tls::AdminTls;
 use crate::admin::{self, AdminState};
 use crate::collector::{self, PollError, SampleSink};
 use crate::config::features::Feature;
-use crate::config::settings::{CipherSuite, TlsVersion};
+use crate::config::settings::{CipherSuite, Settings, TlsVersion};
 use crate::config::{self, Config, DataSource};
 use crate::dialect::{self, Dialects, Wants};
-use crate::director::decisions::DecisionLog;
+use crate::director::decisions::{DecisionLog, Query};
 use crate::director::{self, Directed, Director, NamedProducer};
 use crate::discovery::file::{self, FileDiscovery};
 use crate::discovery::kubernetes::stats::{Resource, Stats, WatchState};
 use crate::discovery::kubernetes::{Cluster, Discovery, Target};
 use crate::domain::node::{Problem, Problems};
-use crate::domain::{Endpoint, EndpointSpec, LoadSample, Slot};
+use crate::domain::{Endpoint, EndpointSpec, InferenceRequest, LoadSample, Signals, Slot};
 use crate::extproc::listener::{self, Limits};
 use crate::extproc::tls::{CertificateHolder, MinVersion, TlsSettings, server_config};
 use crate::extproc::workers::Workers;
@@ -42,6 +42,7 @@ use crate::scheduling::params::Params;
 use crate::scheduling::plugin::{Metric, Need, SignalKind};
 use crate::telemetry::metrics::family::Count;
 use crate::telemetry::metrics::{Metrics, MetricsOptions, WatchPage};
+use crate::telemetry::replay_log::ReplayLog;
 use crate::telemetry::trace::{Exporter, Sampling, Traces};
 
 use super::grpc::Services;
@@ -57,6 +58,7 @@ pub(super) struct Parts {
     tls: Option<Arc<ServerConfig>>,
     certificate: Option<(PathBuf, Arc<CertificateHolder>)>,
     pool: Arc<Pool>,
+    director: Arc<Director>,
     collector: Option<Collection>,
     endpoints: Option<(PathBuf, Contents)>,
     admin_tls: Option<Arc<AdminTls>>,
@@ -148,6 +150,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
     let traces = traces(&config, &metrics, &clock);
     let mut director = parts_of(&config, environment.seed, &pool, &metrics, &clock);
     director.traces.clone_from(&traces);
+    director.decisions = Arc::new(decision_log(settings, &metrics)?);
     let director = Arc::new(Director::new(director));
     observe(&config, &metrics, &pool, &clock);
 
@@ -174,6 +177,7 @@ pub async fn build(config: Config, environment: Environment, clock: Arc<dyn Cloc
         tls,
         certificate,
         pool: Arc::clone(&pool),
+        director: Arc::clone(&director),
         collector,
         endpoints,
         kubernetes,
@@ -229,6 +233,10 @@ impl Parts {
         });
         spawner.critical("health listener", admin::health::serve(listeners.health, self.health, drain.clone()));
         spawner.critical("admin listener", admin::serve(listeners.metrics, self.admin, drain.clone()));
+        if self.director.holds() {
+            let planned = self.director.keep_planning();
+            spawner.critical("planning of held requests", async move { match planned.await {} });
+        }
         if let Some(Collection { settings, sink }) = self.collector {
             let (pool, clock, drain) = (self.pool.clone(), self.clock, drain.clone());
             let work = async move {
@@ -373,12 +381,13 @@ fn parts_of(
         prefix_producers: prefix_producers(config),
         commits: config.commits.clone(),
         saturation: config.detector.clone(),
+        dispatch: config.dispatch.clone(),
         plugins: config.names.clone(),
         dialects: Dialects::new(parsers),
         metrics: Arc::clone(metrics),
         clock: Arc::clone(clock),
         traces: None,
-        decisions: Arc::new(DecisionLog::new(settings.limits.debug_decisions)),
+        decisions: Arc::default(),
         settings: director::Settings {
             wants: Wants { prompts: config.registry.needs(&Need::Prompts) },
             reads_usage: settings.token_metrics || config.registry.needs(&Need::Usage),
@@ -430,6 +439,19 @@ fn observe(config: &Config, metrics: &Arc<Metrics>, pool: &Arc<Pool>, clock: &Ar
     let in_flight = config.registry.producers(SignalKind::InFlight).next().map(ToString::to_string);
     let shown = Arc::clone(pool);
     metrics.watch_pool(Arc::clone(clock), in_flight, move || shown.snapshot().clone());
+    let account = config.registry.producers(SignalKind::Account).next();
+    if let Some(keeper) = config.producers.iter().find(|p| Some(&p.name) == account) {
+        let (keeper, shown) = (Arc::clone(&keeper.producer), Arc::clone(pool));
+        metrics.watch_accounts(
+            Arc::clone(clock),
+            move || shown.snapshot().clone(),
+            move |snapshot, now| {
+                let mut signals = Signals { now, ..Signals::default() };
+                keeper.produce(&InferenceRequest::default(), snapshot, &mut signals);
+                signals.accounts
+            },
+        );
+    }
     if let Some(detector) = config.detector.clone() {
         let (shown, clock) = (Arc::clone(pool), Arc::clone(clock));
         metrics.watch_saturation(config.pool.name.clone(), move || {
@@ -450,19 +472,39 @@ fn observe(config: &Config, metrics: &Arc<Metrics>, pool: &Arc<Pool>, clock: &Ar
     });
 }
 
+/// What is kept of decisions, with the file for replays.
+fn decision_log(settings: &Settings, metrics: &Metrics) -> anyhow::Result<DecisionLog> {
+    let open = |(path, size): &(PathBuf, u64)| {
+        let log = ReplayLog::open(path, *size);
+        log.map(Arc::new).with_context(|| format!("--decision-log: cannot write {}", path.display()))
+    };
+    let file = settings.decision_log.as_ref().map(open).transpose()?;
+    if let Some(counted) = file.clone() {
+        metrics.watch_decision_log(move || counted.counts());
+    }
+    Ok(DecisionLog::new(settings.limits.debug_decisions)
+        .with_rate(settings.limits.decisions_per_second)
+        .with_header(settings.allow_explain_header)
+        .with_file(file))
+}
+
 fn admin_state(config: &Config, metrics: &Arc<Metrics>, readiness: &Readiness, director: &Arc<Director>) -> AdminState {
     let rendered = config.render().to_owned();
     let producers = config.producers.clone();
     let decisions = Arc::clone(&director.parts().decisions);
+    let clock = Arc::clone(&director.parts().clock);
     AdminState::new(Arc::clone(metrics), readiness.clone())
         .with_config(move || rendered.clone())
         .with_plugins(move || {
             let states = producers.iter().filter_map(|p| Some((p.name.to_string(), p.producer.debug_state()?)));
             serde_json::Value::Object(states.collect()).to_string()
         })
-        .with_decisions(move || match decisions.is_on() {
-            true => format!("{}\n", decisions.to_json()),
-            false => "{\"capacity\":0,\"decisions\":[],\"hint\":\"start with --debug-decisions=N\"}\n".to_owned(),
+        .with_decisions(move |query| match decisions.is_on() {
+            true => {
+                let query = Query::parse(query)?;
+                Ok(format!("{}\n", decisions.page(&query, Some((clock.now(), clock.wall())))))
+            }
+            false => Ok("{\"capacity\":0,\"decisions\":[],\"hint\":\"start with --debug-decisions=N\"}\n".to_owned()),
         })
 }
 

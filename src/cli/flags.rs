@@ -23,6 +23,7 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::demo::DemoArgs;
+use crate::cli::explain::ExplainArgs;
 use crate::cli::replay::ReplayArgs;
 use crate::cli::sim::SimArgs;
 use crate::config::Source;
@@ -46,6 +47,8 @@ pub enum Invocation {
     Demo(DemoArgs),
     /// `replay`: traces through configurations in virtual time.
     Replay(Box<ReplayArgs>),
+    /// `explain`: why a request went where it went.
+    Explain(ExplainArgs),
     /// `--help` or `--version`: print this and exit 0.
     Print(String),
 }
@@ -71,6 +74,8 @@ enum Command {
     Demo(DemoArgs),
     /// Replay a trace through one or several configurations in virtual time and compare them.
     Replay(Box<ReplayArgs>),
+    /// Print a decision of a running picker: its candidates, their scores or costs, and what would have changed it.
+    Explain(ExplainArgs),
 }
 
 /// Endpoint picker for LLM inference.
@@ -213,9 +218,22 @@ pub struct Flags {
     /// One log line per request.
     #[arg(long, value_name = BOOL, default_value = "true", action = ArgAction::Set)]
     access_log: bool,
-    /// How many of the last decisions /debug/decisions shows; 0 keeps none.
-    #[arg(long, value_name = "COUNT", default_value = "0", value_parser = clap::value_parser!(u32).range(0..=10_000))]
+    /// How many of the last decisions /debug/decisions and `pointsman explain` show; 0 keeps none.
+    #[arg(long, value_name = "COUNT", default_value = "256", value_parser = clap::value_parser!(u32).range(0..=10_000))]
     debug_decisions: u32,
+    /// How many decisions are recorded for them per second, besides those that ask for it; 0 is no limit.
+    #[arg(long, value_name = "COUNT", default_value = "100", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
+    debug_decisions_rate: u32,
+    /// Record the decision on every request with `x-pointsman-explain: true` and answer with its name.
+    #[arg(long, value_name = BOOL, default_value = "false", action = ArgAction::Set)]
+    allow_explain_header: bool,
+    /// File for one JSON line per completed request, from which `pointsman replay` runs the traffic again; it holds
+    /// hashes of prompts and no text.
+    #[arg(long, value_name = "FILE", default_value = "")]
+    decision_log: String,
+    /// Size at which --decision-log is renamed to FILE.1 and begun anew (quantity).
+    #[arg(long, value_name = "SIZE", default_value = "256Mi", value_parser = size)]
+    decision_log_size: Size,
     /// Threads that serve requests; one per core if absent.
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
     worker_threads: Option<u16>,
@@ -240,6 +258,9 @@ pub struct Flags {
 
 /// Value name of boolean flags; [`command`] gives them Go's syntax by it.
 const BOOL: &str = "BOOL";
+
+/// Size of the decision log if the flag is given empty.
+const DECISION_LOG_SIZE: u64 = 256 << 20;
 
 /// A size in bytes, or nothing.
 #[derive(Clone, Copy, Debug)]
@@ -338,6 +359,7 @@ pub fn parse(
         Some(Command::Sim(args)) => Invocation::Sim(args),
         Some(Command::Demo(args)) => Invocation::Demo(args),
         Some(Command::Replay(args)) => Invocation::Replay(args),
+        Some(Command::Explain(args)) => Invocation::Explain(args),
     };
     if !problems.errors.is_empty() {
         return Err(problems.errors);
@@ -450,6 +472,7 @@ impl Flags {
                 grpc_receive: self.grpc_max_recv_msg_size.0,
                 grpc_send: self.grpc_max_send_msg_size.0,
                 debug_decisions: self.debug_decisions as usize,
+                decisions_per_second: self.debug_decisions_rate,
                 worker_threads: self.worker_threads.map(usize::from),
             },
             intervals: Intervals {
@@ -468,6 +491,9 @@ impl Flags {
             trace_export: otel::traces(env, problems),
             strip_control_headers: self.strip_control_headers,
             debug_response_header: self.debug_response_header,
+            allow_explain_header: self.allow_explain_header,
+            decision_log: given(&self.decision_log)
+                .map(|path| (PathBuf::from(path), self.decision_log_size.0.unwrap_or(DECISION_LOG_SIZE))),
             token_metrics: self.token_metrics,
             conformance: self.conformance(env, problems),
         };

@@ -192,6 +192,12 @@ pub(crate) fn tables() -> Tables {
                 b.produces(SignalKind::Prefix);
                 Some(Built { producer: Some(Arc::new(Nothing)), commit: Some(Arc::new(Nothing)), ..Built::default() })
             }),
+            beta::<Approx>("mirror-prefix-cache-producer", |b| {
+                b.params::<Approx>();
+                b.need(Need::Prompts);
+                b.produces(SignalKind::Prefix);
+                Some(Built { producer: Some(Arc::new(Nothing)), commit: Some(Arc::new(Nothing)), ..Built::default() })
+            }),
         ],
         ..standard
     }

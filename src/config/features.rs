@@ -47,6 +47,11 @@ pub(super) fn of(
     let reading = parsers.iter().filter(|p| p.kind != PASSTHROUGH).map(|p| p.name.to_string()).collect();
     let usage = [by(Need::Usage), flag(settings.token_metrics, "--token-metrics")].concat();
     let export = settings.tracing && settings.trace_export.is_some();
+    let recorded = [
+        flag(settings.limits.debug_decisions > 0, "--debug-decisions"),
+        flag(settings.allow_explain_header, "--allow-explain-header"),
+    ];
+    let recorded = recorded.concat();
     let mut all = vec![
         feature("body-parsing", "request bodies are parsed", reading),
         feature("prompts", "prompts of the request body", by(Need::Prompts)),
@@ -59,7 +64,8 @@ pub(super) fn of(
     all.extend(scraping(registry, sources));
     all.extend([
         feature("endpoint-scores", "scores in the metadata", flag(settings.emit_scores, "--emit-endpoint-scores")),
-        feature("decision-log", "log of decisions", flag(settings.limits.debug_decisions > 0, "--debug-decisions")),
+        feature("decision-records", "records of decisions", recorded),
+        feature("decision-log", "log for replays", flag(settings.decision_log.is_some(), "--decision-log")),
         feature("access-log", "access log", flag(settings.logging.access_log, "--access-log")),
         feature("traces", "traces", flag(export, "--tracing")),
     ]);
@@ -143,13 +149,13 @@ mod tests {
     #[test]
     fn the_default_configuration_says_who_asks() {
         let all = features("", |_| {});
-        assert_eq!(by(&all, "prompts"), ["prefix-cache-scorer", "approx-prefix-cache-producer"]);
-        assert_eq!(by(&all, "prefix-index"), ["approx-prefix-cache-producer"]);
-        assert_eq!(by(&all, "usage"), ["--token-metrics"]);
+        assert_eq!(by(&all, "prompts"), ["prefix-cache-scorer", "mirror-prefix-cache-producer"]);
+        assert_eq!(by(&all, "prefix-index"), ["mirror-prefix-cache-producer"]);
+        assert_eq!(by(&all, "usage"), ["mirror-prefix-cache-producer", "--token-metrics"]);
         assert_eq!(by(&all, "scraping"), ["metrics-data-source"]);
         assert_eq!(by(&all, "metric-waiting"), ["queue-scorer", "pool gauges"]);
         assert_eq!(by(&all, "metric-running"), ["pool gauges"]);
-        assert_eq!(by(&all, "metric-cache-info"), ["approx-prefix-cache-producer"]);
+        assert_eq!(by(&all, "metric-cache-info"), ["mirror-prefix-cache-producer"]);
         assert_eq!(by(&all, "access-log"), ["--access-log"]);
         assert!(by(&all, "body-parsing").contains(&"openai-parser"));
         for off in ["in-flight", "sessions", "decision-log", "endpoint-scores", "traces"] {
@@ -163,6 +169,7 @@ mod tests {
                         requestHandler: {parsers: [{pluginRef: passthrough-parser}]}\n";
         let all = features(document, |s| {
             s.token_metrics = false;
+            s.limits.debug_decisions = 0;
             s.logging.access_log = false;
         });
         let on: Vec<_> = all.iter().filter(|(_, by)| !by.is_empty()).collect();
@@ -173,9 +180,11 @@ mod tests {
     fn flags_switch_on_too() {
         let all = features("plugins: [{type: active-request-scorer}]", |s| {
             (s.emit_scores, s.limits.debug_decisions) = (true, 5);
+            s.decision_log = Some(("log".into(), 1));
         });
         assert_eq!(by(&all, "endpoint-scores"), ["--emit-endpoint-scores"]);
-        assert_eq!(by(&all, "decision-log"), ["--debug-decisions"]);
+        assert_eq!(by(&all, "decision-records"), ["--debug-decisions"]);
+        assert_eq!(by(&all, "decision-log"), ["--decision-log"]);
         assert_eq!(by(&all, "in-flight"), ["inflight-load-producer"]);
         assert!(by(&all, "scraping").is_empty() && !all.iter().any(|(name, _)| name.starts_with("metric-")));
     }

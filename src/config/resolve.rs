@@ -129,6 +129,7 @@ fn attempt(
     plugins.build_missing(problems);
     layers::custom_metrics(&layers, &plugins, problems);
     layers::stale_between_reads(&layers, &plugins, &settings, problems);
+    let dispatch = plugins.dispatch(problems);
     plugins.warn_unused(problems);
     let pool = pool(&settings, layers.discovery.is_some(), purpose, problems);
     if !problems.errors.is_empty() {
@@ -179,6 +180,7 @@ fn attempt(
         discovery,
         saturation,
         detector,
+        dispatch,
         features,
         flow_control: document.flow_control.map(|f| f.value).unwrap_or_default(),
         warnings: Vec::new(),

@@ -128,6 +128,8 @@ pub struct Limits {
     pub grpc_send: Option<u64>,
     /// `--debug-decisions`: last decisions kept for `/debug/decisions`.
     pub debug_decisions: usize,
+    /// `--debug-decisions-rate`: most of them recorded per second; 0 is no limit.
+    pub decisions_per_second: u32,
     /// `--worker-threads`; absent means one per core.
     pub worker_threads: Option<usize>,
 }
@@ -220,6 +222,10 @@ pub struct Settings {
     pub strip_control_headers: bool,
     /// `--debug-response-header`.
     pub debug_response_header: bool,
+    /// `--allow-explain-header`: `x-pointsman-explain: true` has a decision recorded.
+    pub allow_explain_header: bool,
+    /// `--decision-log` and `--decision-log-size`: the file that replays read, and its size in bytes.
+    pub decision_log: Option<(PathBuf, u64)>,
     /// The test mode.
     pub conformance: Conformance,
     /// `--token-metrics`: read the token counts of answers even if no plugin needs them.
@@ -259,7 +265,8 @@ impl Default for Settings {
                 request_body: 64 << 20,
                 grpc_receive: None,
                 grpc_send: None,
-                debug_decisions: 0,
+                debug_decisions: 256,
+                decisions_per_second: 100,
                 worker_threads: None,
             },
             intervals: Intervals {
@@ -278,6 +285,8 @@ impl Default for Settings {
             trace_export: None,
             strip_control_headers: true,
             debug_response_header: false,
+            allow_explain_header: false,
+            decision_log: None,
             conformance: Conformance::default(),
             token_metrics: true,
         }

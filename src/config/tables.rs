@@ -7,6 +7,7 @@
 //!
 //! Everything takes the tables as an argument, so that tests bring small ones of their own.
 
+use crate::admission;
 use crate::collector;
 use crate::dialect;
 use crate::discovery::file;
@@ -45,7 +46,7 @@ fn check<P: Params>(node: Option<&Node>, path: &str, problems: &mut Problems) {
 /// The types that are available.
 #[derive(Clone, Default)]
 pub struct Tables {
-    /// Filters, scorers, pickers, handlers, saturation detectors and response plugins.
+    /// Filters, scorers, pickers, handlers, saturation detectors, response plugins and dispatch.
     pub scheduling: Vec<Row>,
     /// Producers (and what else `signals` has); built before the others, see `resolve`.
     pub signals: Vec<Row>,
@@ -74,6 +75,7 @@ impl Tables {
                 handlers::TABLE,
                 detectors::TABLE,
                 responses::TABLE,
+                admission::TABLE,
             ]
             .concat(),
             signals: signals::TABLE.to_vec(),

@@ -30,6 +30,7 @@ pub(super) struct Envelope<'de> {
     cache_salt: Option<Raw<'de>>,
     stream: bool,
     limit: Option<(usize, u64)>,
+    has_priority: bool,
 }
 
 impl<'de> Envelope<'de> {
@@ -42,7 +43,13 @@ impl<'de> Envelope<'de> {
             cache_salt: None,
             stream: false,
             limit: None,
+            has_priority: false,
         }
+    }
+
+    /// Whether the body says `priority` itself.
+    fn has_priority(&self) -> bool {
+        self.has_priority
     }
 
     /// Takes a bound on output tokens that stands elsewhere.
@@ -63,6 +70,7 @@ impl<'de> Envelope<'de> {
             stream: self.stream,
             max_output_tokens: self.limit.map(|(_, limit)| limit),
             answer: AnswerFormat::Opaque,
+            priority_at: None,
         })
     }
 }
@@ -81,6 +89,10 @@ impl<'de> Members<'de> for Envelope<'de> {
                 let raw = value.raw()?;
                 self.cache_salt = Some(raw);
                 Ok(raw.end())
+            }
+            "priority" => {
+                self.has_priority = true;
+                value.skip()
             }
             "stream" => {
                 let raw = value.raw()?;
@@ -134,7 +146,12 @@ pub(super) fn read<'de, R: Reader<'de>>(
         let mut reader = make(text);
         json::read_object(text, &mut reader)?;
         let (envelope, prompts) = reader.finish();
-        envelope.finish(prompts, need)
+        let has_priority = envelope.has_priority();
+        let parsed = envelope.finish(prompts, need)?;
+        // A body with a model is no empty object, so a member in front of the first needs its comma.
+        let takes_one = answer == AnswerFormat::OpenAi && !has_priority && parsed.model.is_some();
+        let brace = memchr::memchr(b'{', text.as_bytes()).filter(|_| takes_one);
+        Ok(Parsed { priority_at: brace.map(|brace| brace + 1), ..parsed })
     });
     match parsed {
         Ok(parsed) => Ok(Parsed { answer, ..parsed }),

@@ -54,8 +54,17 @@ impl Dialect for OpenAi {
 
     fn parse(&self, path: &str, headers: &Headers, body: &Bytes, wants: Wants) -> Result<Parsed, Rejection> {
         let shape = if wants.prompts { Shape::of(path) } else { Shape::Unread };
-        envelope::read(body, Model::Required, self.answer(path), |text| Body::new(text, shape, wants, headers))
+        let parsed =
+            envelope::read(body, Model::Required, self.answer(path), |text| Body::new(text, shape, wants, headers))?;
+        let priority_at = parsed.priority_at.filter(|_| has_priority(path));
+        Ok(Parsed { priority_at, ..parsed })
     }
+}
+
+/// Whether bodies of `path` may say `priority`, as vLLM reads it.
+fn has_priority(path: &str) -> bool {
+    let path = resolve::trimmed(path);
+    ["/chat/completions", "/completions", "/responses"].iter().any(|suffix| path.ends_with(suffix))
 }
 
 /// Which members form the prompt.

@@ -1,4 +1,4 @@
-//! Replacing the model name in a body without touching any other byte.
+//! Replacing the model name in a body, and adding a priority, without touching any other byte.
 
 use std::ops::Range;
 
@@ -19,6 +19,20 @@ pub struct Rewritten {
 /// spans give the body as it is.
 pub fn rewrite_model(body: &Bytes, spans: &[Range<usize>], target: &str) -> Rewritten {
     let literal = Bytes::from(serde_json::Value::from(target).to_string());
+    splice(body, spans.iter().map(|span| (span.clone(), literal.clone())))
+}
+
+/// Adds `"priority":priority,` at `at` (`Parsed::priority_at`) and, if `model` is given, puts its name in
+/// place of `spans` as [`rewrite_model`] does.
+pub fn add_priority(body: &Bytes, at: usize, priority: i64, spans: &[Range<usize>], model: Option<&str>) -> Rewritten {
+    let member = Bytes::from(format!("\"priority\":{priority},"));
+    let literal = model.map(|model| Bytes::from(serde_json::Value::from(model).to_string()));
+    let names = spans.iter().filter_map(|span| Some((span.clone(), literal.clone()?)));
+    splice(body, std::iter::once((at..at, member)).chain(names))
+}
+
+/// Puts each literal in place of its span; spans that do not fit, or that go back, are left alone.
+fn splice(body: &Bytes, changes: impl Iterator<Item = (Range<usize>, Bytes)>) -> Rewritten {
     let mut rewritten = Rewritten::default();
     let mut push = |piece: Bytes| {
         if !piece.is_empty() {
@@ -27,12 +41,12 @@ pub fn rewrite_model(body: &Bytes, spans: &[Range<usize>], target: &str) -> Rewr
         }
     };
     let mut done = 0;
-    for span in spans {
+    for (span, literal) in changes {
         if span.start < done || span.end < span.start || span.end > body.len() {
             continue;
         }
         push(body.slice(done..span.start));
-        push(literal.clone());
+        push(literal);
         done = span.end;
     }
     push(body.slice(done..));
@@ -71,5 +85,15 @@ mod tests {
         let spans = [2..3, 1..4, 5..4, 8..11, 9..10];
         assert_eq!(joined(&rewrite_model(&body, &spans, "m")), b"01\"m\"345678\"m\"");
         assert_eq!(joined(&rewrite_model(&Bytes::new(), &spans, "m")), b"");
+    }
+
+    #[test]
+    fn adds_a_priority_with_and_without_a_new_name() {
+        let body = Bytes::from_static(br#" { "model":"m","prompt":"x"}"#);
+        let spans = std::slice::from_ref(&(11..14));
+        assert_eq!(joined(&add_priority(&body, 2, -5, spans, None)), br#" {"priority":-5, "model":"m","prompt":"x"}"#);
+        let both = joined(&add_priority(&body, 2, 1_700_000_000_123, spans, Some("other")));
+        assert_eq!(both, br#" {"priority":1700000000123, "model":"other","prompt":"x"}"#);
+        assert_eq!(joined(&add_priority(&body, 99, 1, &[], None)), body);
     }
 }

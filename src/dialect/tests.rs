@@ -467,3 +467,16 @@ fn an_empty_prompt_is_still_one_of_the_batch() {
     let expected: SmallVec<[Range<usize>; 1]> = smallvec![9..12];
     assert_eq!(parsed.model_spans, expected);
 }
+
+#[test]
+fn a_priority_can_be_added_where_the_api_has_one_and_the_body_has_none() {
+    let at = |path: &str, body: &str| parse(path, body).expect("valid").priority_at;
+    let chat = r#" {"model":"m","messages":[]}"#;
+    assert_eq!(at("/v1/chat/completions", chat), Some(2));
+    assert_eq!(at("/v1/completions", r#"{"model":"m","prompt":"{"}"#), Some(1));
+    assert_eq!(at("/v1/responses", r#"{"model":"m","input":"x"}"#), Some(1));
+    assert_eq!(at("/v1/completions", r#"{"model":"m","prompt":"x","priority":3}"#), None, "the client's counts");
+    assert_eq!(at("/v1/completions", r#"{"model":"m","prompt":"x","pri\u006frity":3}"#), None);
+    assert_eq!(at("/v1/chat/completions/render", chat), None);
+    assert_eq!(at("/v1/messages", r#"{"model":"m","messages":[]}"#), None);
+}

@@ -5,7 +5,11 @@
 //! written, once. Dropping an exchange that nobody ended counts as a disconnect of the client.
 
 use std::borrow::Cow;
+use std::future::Future as _;
+use std::ops::Range;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,17 +17,20 @@ use smallvec::SmallVec;
 
 use crate::dialect::{self, AnswerFormat, ModelRestorer, Parsed, UsageReader};
 use crate::domain::{
-    Decision, Endpoint, Headers, InferenceRequest, Outcome, Rejection, Served, Signals, Slot, Timestamp, Usage,
+    Decision, Ended, Endpoint, Headers, InferenceRequest, Outcome, Record, Rejection, Served, Signals, Slot, Timestamp,
+    Usage,
 };
-use crate::extproc::{CompleteRequest, Exchange, Route};
+use crate::extproc::{CompleteRequest, Exchange, Route, SubsetHint};
 use crate::scheduling::plugin::{End, ResponseStart, Watch};
 use crate::scheduling::responses::served_verifier;
 use crate::telemetry::access::AccessLine;
 use crate::telemetry::metrics::{RequestMetrics, Running, StreamGuard};
+use crate::telemetry::replay_log::Line;
 use crate::telemetry::trace::RequestTrace;
 
 use super::Director;
-use super::dispatch::Committed;
+use super::decisions::DECISION_HEADER;
+use super::dispatch::{Committed, Held, Submitted};
 
 const OBJECTIVE: [&str; 2] = ["x-llm-d-inference-objective", "x-gateway-inference-objective"];
 const FAIRNESS: [&str; 2] = ["x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"];
@@ -44,6 +51,13 @@ struct Answer {
     processing: Duration,
 }
 
+/// What the answer to a request needs once it is decided.
+struct Pending {
+    set_headers: Vec<(Cow<'static, str>, Bytes)>,
+    model_spans: SmallVec<[Range<usize>; 1]>,
+    priority_at: Option<usize>,
+}
+
 /// See the module documentation.
 pub struct DirectedExchange {
     director: Arc<Director>,
@@ -59,9 +73,18 @@ pub struct DirectedExchange {
     destination: Option<Arc<Endpoint>>,
     served: Option<Box<str>>,
     predicted_cached: Option<u64>,
+    /// The request while it waits, and what its answer needs.
+    held: Option<(Held, Pending)>,
+    held_for: Duration,
+    submitted_at: Timestamp,
     decided_in: Duration,
     rejection: Option<Rejection>,
     watches: Vec<Box<dyn Watch>>,
+    /// The decision on it, if that is recorded, and whether the client is told its name.
+    record: Option<Arc<Record>>,
+    asked: bool,
+    /// Its line for `--decision-log`, if that is written.
+    logged: Option<Box<Line>>,
     usage: Option<UsageReader>,
     restore: Option<ModelRestorer>,
     answer: Answer,
@@ -86,9 +109,15 @@ impl DirectedExchange {
             destination: None,
             served: None,
             predicted_cached: None,
+            held: None,
+            held_for: Duration::ZERO,
+            submitted_at: opened_at,
             decided_in: Duration::ZERO,
             rejection: None,
             watches: Vec::new(),
+            record: None,
+            asked: false,
+            logged: None,
             usage: None,
             restore: None,
             answer: Answer::default(),
@@ -96,8 +125,9 @@ impl DirectedExchange {
         }
     }
 
-    fn try_decide(&mut self, complete: CompleteRequest) -> Result<Route, Rejection> {
-        let CompleteRequest { headers, body, has_body, subset } = complete;
+    /// Understands a request as far as its decision needs it.
+    fn understand(&mut self, complete: CompleteRequest) -> Result<(Option<SubsetHint>, Pending), Rejection> {
+        let CompleteRequest { headers, body, has_body, subset, .. } = complete;
         let director = Arc::clone(&self.director);
         let parts = director.parts();
         let control =
@@ -163,10 +193,47 @@ impl DirectedExchange {
         }
         drop(policies);
 
-        let Committed { decision, signals, watches } =
-            director.route(&self.request, subset.as_ref(), self.trace.as_deref_mut())?;
+        Ok((subset, Pending { set_headers, model_spans: parsed.model_spans, priority_at: parsed.priority_at }))
+    }
+
+    /// Decides, or holds if it may.
+    fn try_decide(&mut self, complete: CompleteRequest, may_wait: bool) -> Option<Result<Route, Rejection>> {
+        let (subset, pending) = match self.understand(complete) {
+            Ok(understood) => understood,
+            Err(rejection) => return Some(Err(rejection)),
+        };
+        // What has no prompt has nothing to wait for.
+        let may_wait = may_wait && !self.request.prompts.is_empty();
+        let director = Arc::clone(&self.director);
+        let request = std::mem::take(&mut self.request);
+        match director.submit_traced(request, subset.as_ref(), may_wait, self.trace.as_deref_mut()) {
+            Submitted::Decided(decided) => {
+                let (request, result) = *decided;
+                self.request = request;
+                Some(result.map(|committed| self.routed(committed, pending)))
+            }
+            Submitted::Held(mut held) => {
+                director.plan();
+                if let Some(decided) = held.take() {
+                    let (request, result) = *decided;
+                    self.request = request;
+                    return Some(result.map(|committed| self.routed(committed, pending)));
+                }
+                self.request = held.names().clone();
+                self.held = Some((held, pending));
+                None
+            }
+        }
+    }
+
+    /// Goes on with what was decided and committed.
+    fn routed(&mut self, committed: Committed, pending: Pending) -> Route {
+        let Committed { decision, signals, watches, held, order_key } = committed;
+        let Pending { mut set_headers, model_spans, priority_at } = pending;
+        let director = Arc::clone(&self.director);
+        let parts = director.parts();
         self.watches = watches;
-        parts.decisions.record(&self.request, &decision, &signals);
+        self.held_for = held;
         let destination = Arc::clone(decision.destination());
         self.predicted_cached =
             signals.prefix.first().filter(|m| m.total_blocks > 0).map(|m| m.tokens(destination.slot));
@@ -175,21 +242,46 @@ impl DirectedExchange {
             set_headers.push((Cow::Borrowed(*name), Bytes::copy_from_slice(value.as_bytes())));
         }
         let InferenceRequest { model, target_model, .. } = &self.request;
-        let body = (target_model != model).then(|| {
-            self.restore = Some(ModelRestorer::new(target_model, model));
-            dialect::rewrite_model(&self.request.body, &parsed.model_spans, target_model).pieces
-        });
+        let renamed = (target_model != model).then_some(&**target_model);
+        if let Some(target) = renamed {
+            self.restore = Some(ModelRestorer::new(target, model));
+        }
+        let priority = priority_at.zip(order_key.map(|key| self.director.wall_millis(key)));
+        let body = match (priority, renamed) {
+            (Some((at, priority)), renamed) => {
+                Some(dialect::add_priority(&self.request.body, at, priority, &model_spans, renamed).pieces)
+            }
+            (None, Some(target)) => Some(dialect::rewrite_model(&self.request.body, &model_spans, target).pieces),
+            (None, None) => None,
+        };
         if parts.settings.test.echo_destination {
             let wanted = format!("{}:{}", served_verifier::HEADER, destination.destination());
             set_headers.push((Cow::Borrowed(served_verifier::ECHO_HEADER), wanted.into()));
         }
         let scores = if parts.settings.emit_scores { scores_of(&decision) } else { Vec::new() };
         let route = Route { destination: destinations_of(&decision), set_headers, body, scores };
+        self.asked = parts.decisions.is_asked(&self.request);
+        self.logged = parts.decisions.file().map(|log| log.line(&self.request, &signals, destination.name()));
         self.destination = Some(destination);
+        self.record = parts.decisions.record(&self.request, decision, signals, self.opened_at, held);
         // The prompt has been read: what follows needs only names and counts.
         self.request.body = Bytes::new();
         self.request.prompts = SmallVec::new();
-        Ok(route)
+        route
+    }
+
+    /// The decision is made: tells everybody.
+    fn decided(&mut self, result: &Result<Route, Rejection>) {
+        let finished = self.director.parts.clock.now();
+        self.decided_in = finished.since(self.submitted_at).saturating_sub(self.held_for);
+        if let Some(trace) = &mut self.trace {
+            trace.decided(self.submitted_at, finished);
+        }
+        if let Err(rejection) = result {
+            self.rejection = Some(rejection.clone());
+        }
+        self.director.parts.metrics.observe_request_processing(finished.since(self.opened_at));
+        self.observe_request();
     }
 
     /// Observes each index's best match and that of the `picked` endpoint; prompts below one block are no
@@ -210,6 +302,7 @@ impl DirectedExchange {
         for watch in &mut self.watches {
             watch.first_token(now);
         }
+        self.director.plan();
     }
 
     fn finish(&mut self, outcome: Outcome) {
@@ -221,7 +314,14 @@ impl DirectedExchange {
         for watch in &mut self.watches {
             watch.finished(&End { outcome, usage, now });
         }
+        let was_routed = !self.watches.is_empty();
         self.watches.clear();
+        if let Some((held, _)) = self.held.take() {
+            self.held_for = now.since(held.since());
+        }
+        if was_routed {
+            self.director.plan();
+        }
         self.observe(outcome, usage, now);
     }
 
@@ -286,6 +386,14 @@ impl DirectedExchange {
             };
             stream.finish(code, total);
         }
+        if let Some(record) = self.record.take() {
+            record.end(Ended { outcome, status: answer.status, ttft, total, usage, served_by: self.served.clone() });
+        }
+        if let (Some(line), Some(log), Some(ttft), Outcome::Completed) =
+            (self.logged.take(), parts.decisions.file(), ttft, outcome)
+        {
+            log.write(*line, ttft, &usage);
+        }
         let trace = self.trace.take();
         if !parts.settings.access_log && trace.is_none() {
             return;
@@ -307,6 +415,7 @@ impl DirectedExchange {
             outcome,
             total,
             decision: self.metrics_decided(),
+            held: Some(self.held_for).filter(|held| !held.is_zero()),
             ttft,
             request_bytes: self.request_bytes,
             response_bytes: answer.bytes,
@@ -357,19 +466,28 @@ impl Exchange for DirectedExchange {
     }
 
     fn decide(&mut self, request: CompleteRequest) -> Result<Route, Rejection> {
-        let started = self.director.parts.clock.now();
-        let result = self.try_decide(request);
-        let finished = self.director.parts.clock.now();
-        self.decided_in = finished.since(started);
-        if let Some(trace) = &mut self.trace {
-            trace.decided(started, finished);
-        }
-        if let Err(rejection) = &result {
-            self.rejection = Some(rejection.clone());
-        }
-        self.director.parts.metrics.observe_request_processing(finished.since(self.opened_at));
-        self.observe_request();
-        result
+        let request = CompleteRequest { may_wait: false, ..request };
+        let nobody = || Err(Rejection::Internal("a request waits that may not".into()));
+        self.submit(request).unwrap_or_else(nobody)
+    }
+
+    fn submit(&mut self, request: CompleteRequest) -> Option<Result<Route, Rejection>> {
+        self.submitted_at = self.director.parts.clock.now();
+        let may_wait = request.may_wait;
+        let result = self.try_decide(request, may_wait)?;
+        self.decided(&result);
+        Some(result)
+    }
+
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Result<Route, Rejection>> {
+        let Some((held, _)) = &mut self.held else { return Poll::Pending };
+        let (request, result) = *ready!(Pin::new(held).poll(cx));
+        let Some((held, pending)) = self.held.take() else { return Poll::Pending };
+        self.held_for = self.director.parts.clock.now().since(held.since());
+        self.request = request;
+        let result = result.map(|committed| self.routed(committed, pending));
+        self.decided(&result);
+        Poll::Ready(result)
     }
 
     fn response_headers(
@@ -380,6 +498,10 @@ impl Exchange for DirectedExchange {
         _end: bool,
     ) -> Vec<(Cow<'static, str>, Bytes)> {
         let now = self.director.parts.clock.now();
+        // An answer without an endpoint is the data plane's own: nobody waits for ours any more.
+        if let Some((held, _)) = self.held.take() {
+            self.held_for = now.since(held.since());
+        }
         self.answer.status = status;
         self.served = served.endpoint().map(Into::into);
         let content_type = headers.get("content-type");
@@ -397,6 +519,9 @@ impl Exchange for DirectedExchange {
         let start = ResponseStart { status, headers: &headers, served, now };
         for watch in &mut self.watches {
             watch.response_headers(&start, &mut add);
+        }
+        if let Some(record) = self.record.as_ref().filter(|_| self.asked) {
+            add.push((DECISION_HEADER, self.director.parts.decisions.name(record)));
         }
         add.into_iter().map(|(name, value)| (Cow::Borrowed(name), Bytes::from(value))).collect()
     }
@@ -453,7 +578,7 @@ fn destinations_of(decision: &Decision) -> Box<str> {
 
 /// The total of every candidate that was scored, for the scores metadata.
 fn scores_of(decision: &Decision) -> Vec<(Box<str>, f64)> {
-    let explanation = decision.primary().explanation.as_deref();
-    let candidates = explanation.map_or(&[][..], |e| e.candidates.as_slice());
-    candidates.iter().map(|c| (c.endpoint.destination().into(), f64::from(c.total))).collect()
+    let Some(why) = decision.primary().explanation.as_deref() else { return Vec::new() };
+    let score = |i: usize| Some((why.endpoint(i)?.destination().into(), f64::from(why.total(i))));
+    (0..why.candidates.len()).filter_map(score).collect()
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::{Endpoint, Slot};
+use super::{Endpoint, Slot, Topology};
 
 /// One ranked endpoint with its weighted score.
 #[derive(Clone, Debug)]
@@ -26,17 +26,62 @@ pub struct ProfileResult {
     pub explanation: Option<Box<Explanation>>,
 }
 
-/// Why a profile chose as it did.
+/// Why a profile chose as it did: columns as the profile filled them, and names that are shared.
+///
+/// Made on the path of a request, so nothing in it is made per endpoint: endpoints are slots of the topology
+/// that the decision read, which is kept with them.
 #[derive(Clone, Debug, Default)]
 pub struct Explanation {
-    /// Scorer names and weights, in the order of `CandidateScores::values`.
+    /// What the slots mean.
+    pub topology: Arc<Topology>,
+    /// Names of the filters that removed somebody.
+    pub filters: Vec<Arc<str>>,
+    /// Endpoints that a filter removed, with the filter's index in `filters`.
+    pub removed: Vec<(Slot, u16)>,
+    /// Scorer names and weights, in the order of `values`.
     pub scorers: Vec<(Arc<str>, f32)>,
-    /// Candidates in slot order.
-    pub candidates: Vec<CandidateScores>,
-    /// Endpoints that a filter removed, with the filter's name.
-    pub removed: Vec<(Slot, Arc<str>)>,
+    /// The endpoints that reached the scorers, ascending.
+    pub candidates: Vec<Slot>,
+    /// Values before their weight, 0 to 1, scorer by scorer, each as many as there are candidates.
+    pub values: Vec<f32>,
+    /// Weighted sums by candidate.
+    pub totals: Vec<f32>,
+    /// Name of the picker.
+    pub picker: Arc<str>,
+    /// What the picker goes by among equals, if it says so.
+    pub tie: Option<&'static str>,
     /// What the picker minimised, if it minimises a cost; its candidates are those above.
     pub costs: Option<Costs>,
+    /// Made for the scores alone: the decision is not to be recorded.
+    pub scores_only: bool,
+}
+
+impl Explanation {
+    /// The endpoint of the candidate at `index`.
+    pub fn endpoint(&self, index: usize) -> Option<&Arc<Endpoint>> {
+        self.topology.get(*self.candidates.get(index)?)
+    }
+
+    /// The index of the candidate in `slot`.
+    pub fn index_of(&self, slot: Slot) -> Option<usize> {
+        self.candidates.binary_search(&slot).ok()
+    }
+
+    /// What the scorer at `scorer` said of the candidate at `index`.
+    pub fn value(&self, scorer: usize, index: usize) -> f32 {
+        self.values.get(scorer * self.candidates.len() + index).copied().unwrap_or(0.0)
+    }
+
+    /// The weighted sum of the candidate at `index`.
+    pub fn total(&self, index: usize) -> f32 {
+        self.totals.get(index).copied().unwrap_or(0.0)
+    }
+
+    /// Bytes that keeping this takes, about; the topology is not counted because it is shared.
+    pub fn size(&self) -> usize {
+        let costs = self.costs.as_ref().map_or(0, |c| c.values.len() * 4);
+        size_of::<Self>() + self.removed.len() * 8 + self.candidates.len() * 8 + self.values.len() * 4 + costs
+    }
 }
 
 /// The cost of each candidate by term.
@@ -58,17 +103,11 @@ impl Costs {
         let n = self.terms.len();
         self.values.get(index * n..(index + 1) * n).unwrap_or(&[])
     }
-}
 
-/// Values of one candidate.
-#[derive(Clone, Debug)]
-pub struct CandidateScores {
-    /// The candidate.
-    pub endpoint: Arc<Endpoint>,
-    /// Value of each scorer, 0 to 1, before its weight.
-    pub values: Vec<f32>,
-    /// Weighted sum.
-    pub total: f32,
+    /// The sum of the terms of the candidate at `index`.
+    pub fn total(&self, index: usize) -> f32 {
+        self.of(index).iter().sum()
+    }
 }
 
 /// The outcome of scheduling: the primary profile's result and those of helper profiles.

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::Slot;
+use super::{Slot, Timestamp};
 
 /// How much of a prompt each endpoint is believed to hold, from one producer.
 #[derive(Clone, Debug, Default)]
@@ -149,6 +149,8 @@ impl AccountView {
 /// Everything the producers found for one request.
 #[derive(Clone, Debug, Default)]
 pub struct Signals {
+    /// The time that the facts are asked for; set before the producers run, each time they run.
+    pub now: Timestamp,
     /// Estimated prompt tokens, if a token producer ran.
     pub prompt_tokens: Option<u64>,
     /// One entry per prefix producer, by ordinal.

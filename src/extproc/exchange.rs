@@ -1,10 +1,11 @@
 //! What the edge asks of the rest of the picker, in domain types: decide, observe, end.
 //!
 //! The director implements these traits; tests implement them with a few lines. The edge promises
-//! the order `request_headers` (at most once), `decide` (at most once), `response_headers` (at most once), `response_body` (any number,
+//! the order `request_headers` (at most once), `submit` (at most once; then `poll_held` until it is ready), `response_headers` (at most once), `response_body` (any number,
 //! at most once with `end`), and `end` exactly once and last, on every path: cancel, panic, drop.
 
 use std::borrow::Cow;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -26,6 +27,8 @@ pub struct CompleteRequest {
     pub has_body: bool,
     /// The endpoints allowed; `None` is no restriction.
     pub subset: Option<SubsetHint>,
+    /// Whether the data plane waits for the answer without a time limit (protocol 3.2: FULL_DUPLEX_STREAMED has none).
+    pub may_wait: bool,
 }
 
 /// Where a request goes and what changes on the way.
@@ -61,6 +64,17 @@ pub trait Exchange: Send + 'static {
 
     /// Chooses where the request goes. Pure CPU; large bodies are decided off the I/O threads.
     fn decide(&mut self, request: CompleteRequest) -> Result<Route, Rejection>;
+
+    /// Chooses as [`decide`](Self::decide) does, or keeps the request until it may go: `None`, after which
+    /// [`poll_held`](Self::poll_held) tells. Called instead of `decide` by the edge.
+    fn submit(&mut self, request: CompleteRequest) -> Option<Result<Route, Rejection>> {
+        Some(self.decide(request))
+    }
+
+    /// What became of a request that `submit` kept. Whatever comes of the response meanwhile, and `end`, gives it up.
+    fn poll_held(&mut self, _cx: &mut Context<'_>) -> Poll<Result<Route, Rejection>> {
+        Poll::Pending
+    }
 
     /// The response's headers: `status` is 0 when the data plane sent none, `served` what it reports
     /// of the endpoint, `end` whether no body follows. Returns headers to add to the response. Also called

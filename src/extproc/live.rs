@@ -1,6 +1,7 @@
 //! The guard around an [`Exchange`]: its `end` runs exactly once on every path, and its panics stop here.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use smallvec::SmallVec;
@@ -28,9 +29,17 @@ impl<X: Exchange> Live<X> {
         self.guarded("refused", |exchange| exchange.refused(rejection));
     }
 
-    /// Decides. `None` if the exchange panicked.
-    pub fn decide(&mut self, request: CompleteRequest) -> Option<Result<Route, Rejection>> {
-        self.guarded("decide", |exchange| exchange.decide(request))
+    /// Decides, or holds. `None` if the exchange panicked.
+    pub fn submit(&mut self, request: CompleteRequest) -> Option<Option<Result<Route, Rejection>>> {
+        self.guarded("submit", |exchange| exchange.submit(request))
+    }
+
+    /// What became of a request that is held. `None` if the exchange panicked.
+    pub fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Route, Rejection>>> {
+        match self.guarded("poll_held", |exchange| exchange.poll_held(cx)) {
+            Some(polled) => polled.map(Some),
+            None => Poll::Ready(None),
+        }
     }
 
     /// Shows the response headers. A panic costs the observation, not the response: the exchange ends as

@@ -9,6 +9,9 @@
 //! * [`Action::Decide`] comes at most once, [`Action::End`] exactly once (at the latest on [`Event::Dropped`]),
 //!   [`Action::Close`] at most once and last.
 //!
+//! While a request is held the data plane may answer the client by itself; the request is then abandoned like one
+//! that never was complete.
+//!
 //! The two directions are two small enums, because a data plane may answer the client itself in the middle of
 //! the request body, or before it ever sent us the request.
 //!
@@ -35,7 +38,7 @@ enum Request {
     Waiting,
     /// Headers came; the body is being collected.
     Collecting { headers: Headers, body: Collected },
-    /// Complete; the decision is out.
+    /// Complete; the decision is out, perhaps for long, as a request may be held.
     Deciding { ending: Ending, body: Bytes, has_body: bool, remove: SmallVec<[Bytes; 2]> },
     /// Given back in full.
     Done { trailers_open: bool },
@@ -98,6 +101,11 @@ impl Machine {
             ended: false,
             closed: false,
         }
+    }
+
+    /// Whether a decision is awaited.
+    pub fn is_deciding(&self) -> bool {
+        matches!(self.request, Request::Deciding { .. })
     }
 
     /// Whether a subset hint is still of use, so that metadata is decoded only then.
@@ -240,7 +248,9 @@ impl Machine {
         let remove = self.removable(&headers);
         self.request = Request::Deciding { ending, body: body.clone(), has_body, remove };
         let subset = self.subset.take();
-        out.push(Action::Decide(Box::new(CompleteRequest { headers, body, has_body, subset })));
+        // In BUFFERED mode Envoy gives up after message_timeout, 200 ms by default; who does not tell may as well.
+        let may_wait = self.told_modes && self.modes.request == BodyMode::FullDuplex;
+        out.push(Action::Decide(Box::new(CompleteRequest { headers, body, has_body, subset, may_wait })));
     }
 
     /// The configured headers that this request has, each once.
@@ -305,7 +315,7 @@ impl Machine {
     }
 
     fn response_headers(&mut self, headers: Headers, served: Served, end: bool, out: &mut Actions) {
-        if self.response != Response::Waiting || matches!(self.request, Request::Deciding { .. }) {
+        if self.response != Response::Waiting {
             return self.violation("response headers came at the wrong time", out);
         }
         let routed = matches!(self.request, Request::Done { .. });

@@ -24,7 +24,7 @@ const PATH: &str = "/envoy.service.ext_proc.v3.ExternalProcessor/Process";
 
 /// Request headers that are for the picker and are removed on the way to the model server (protocol 4.3,
 /// The destination is not among them because it is overwritten.
-pub const CONTROL_HEADERS: [&str; 16] = [
+pub const CONTROL_HEADERS: [&str; 17] = [
     "x-llm-d-inference-objective",
     "x-gateway-inference-objective",
     "x-llm-d-inference-fairness-id",
@@ -41,6 +41,7 @@ pub const CONTROL_HEADERS: [&str; 16] = [
     "x-llm-d-video-resolution",
     "x-gateway-destination-endpoint-served",
     "x-llm-d-request-dropped-reason",
+    "x-pointsman-explain",
 ];
 
 /// What an operator can set on the edge.

@@ -5,6 +5,9 @@
 //! cancel is a drop: the HTTP/2 server drops the stream when the peer resets it, and `Drop` ends the exchange.
 //! Large bodies are decided on a blocking thread so that an I/O thread is not held for milliseconds.
 //!
+//! While a request is held by its exchange the stream goes on reading: the data plane may reset it, answer by itself,
+//! or half-close. Each way the place in the queue is given up, or the answer that is owed still given.
+//!
 //! Panics of our code are caught per step and become an immediate 500; other streams do not notice.
 
 use std::collections::VecDeque;
@@ -36,7 +39,10 @@ const MAX_BATCH: usize = 16 << 10;
 
 /// A decision that runs elsewhere; it takes the exchange along, so a stream that goes away meanwhile leaves
 /// the exchange to end itself when the decision is done.
-type Deciding<X> = JoinHandle<(Live<X>, Option<Result<Route, Rejection>>)>;
+type Deciding<X> = JoinHandle<(Live<X>, Submission)>;
+
+/// The answer of an exchange to a request: none if it is held, and nothing at all if it panicked.
+type Submission = Option<Option<Result<Route, Rejection>>>;
 
 /// See the module.
 pub struct ExchangeStream<E: Exchanges, B> {
@@ -53,6 +59,10 @@ pub struct ExchangeStream<E: Exchanges, B> {
     begun: bool,
     live: Option<Live<E::Exchange>>,
     deciding: Option<Deciding<E::Exchange>>,
+    /// The exchange holds the request.
+    held: bool,
+    /// The peer has half-closed while the request was held: nothing more comes, and the answer is still owed.
+    drained: bool,
     ready: VecDeque<Reply>,
     actions: Vec<Action>,
     closing: Option<Close>,
@@ -88,6 +98,8 @@ impl<E: Exchanges, B> ExchangeStream<E, B> {
             begun: false,
             live: None,
             deciding: None,
+            held: false,
+            drained: false,
             ready: VecDeque::new(),
             actions: Vec::new(),
             closing: None,
@@ -205,15 +217,43 @@ impl<E: Exchanges, B> ExchangeStream<E, B> {
     /// Decides here, or starts to decide elsewhere if the body is large.
     fn decide(&mut self, request: CompleteRequest) -> Option<Event> {
         if request.body.len() <= self.shared.settings.decide_inline_up_to {
-            let result = self.live.as_mut().and_then(|live| live.decide(request));
-            return Some(result.map_or(Event::Fault, Event::Decided));
+            let submission = self.live.as_mut().and_then(|live| live.submit(request));
+            return self.submitted(submission);
         }
         let Some(mut live) = self.live.take() else { return Some(Event::Fault) };
         self.deciding = Some(tokio::task::spawn_blocking(move || {
-            let result = live.decide(request);
-            (live, result)
+            let submission = live.submit(request);
+            (live, submission)
         }));
         None
+    }
+
+    /// What the machine is told of a submission; nothing while the request is held.
+    fn submitted(&mut self, submission: Submission) -> Option<Event> {
+        self.held = matches!(submission, Some(None));
+        match submission {
+            None => Some(Event::Fault),
+            Some(decided) => decided.map(Event::Decided),
+        }
+    }
+
+    /// Looks after a request that is held.
+    fn poll_held(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.machine.is_deciding() {
+            // The data plane answered by itself, or all is over.
+            self.held = false;
+            return Poll::Pending;
+        }
+        let decided = match &mut self.live {
+            Some(live) => ready!(live.poll_held(cx)),
+            None => None,
+        };
+        self.held = false;
+        self.feed(decided.map_or(Event::Fault, Event::Decided));
+        if self.drained {
+            self.closing.get_or_insert(Close::Ok);
+        }
+        Poll::Ready(())
     }
 }
 
@@ -269,14 +309,22 @@ where
             let decided = ready!(Pin::new(deciding).poll(cx));
             self.deciding = None;
             let event = match decided {
-                Ok((live, result)) => {
+                Ok((live, submission)) => {
                     self.live = Some(live);
-                    result.map_or(Event::Fault, Event::Decided)
+                    self.submitted(submission)
                 }
-                Err(_) => Event::Fault,
+                Err(_) => Some(Event::Fault),
             };
-            self.feed(event);
+            if let Some(event) = event {
+                self.feed(event);
+            }
             return Poll::Ready(());
+        }
+        if self.held && self.poll_held(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        if self.drained {
+            return self.poll_stop(cx);
         }
         match self.reader.next() {
             Ok(Some(received)) => self.received(received),
@@ -295,16 +343,24 @@ where
                     } else {
                         self.feed(Event::Failed(ReadFailure::Malformed));
                     }
+                    if self.held && self.machine.is_deciding() {
+                        self.drained = true;
+                        return Poll::Ready(());
+                    }
                     // Nothing more can come, so nothing may wait.
                     self.closing.get_or_insert(Close::Ok);
                 }
-                Poll::Pending => {
-                    ready!(self.hold.poll_forced(cx));
-                    self.feed(Event::Stop);
-                    self.closing.get_or_insert(Close::Unavailable);
-                }
+                Poll::Pending => return self.poll_stop(cx),
             },
         }
+        Poll::Ready(())
+    }
+
+    /// Waits for the stop that waits for nobody.
+    fn poll_stop(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.hold.poll_forced(cx));
+        self.feed(Event::Stop);
+        self.closing.get_or_insert(Close::Unavailable);
         Poll::Ready(())
     }
 }

@@ -344,7 +344,7 @@ impl Picker {
 
     fn decided(&mut self, id: u64, result: Result<Committed, Rejection>, tokens: u32) {
         match result {
-            Ok(Committed { decision, signals, watches }) => {
+            Ok(Committed { decision, signals, watches, .. }) => {
                 let slot = decision.destination().slot;
                 let predicted_tokens = signals.prefix.first().map_or(0, |m| m.tokens(slot));
                 self.open.insert(id, Open::Sent { watches, tokens, started: false });

@@ -8,6 +8,7 @@ pub mod by_label;
 pub mod cel;
 pub mod header_testing;
 pub mod label_selector;
+pub mod prefix_cache_affinity;
 pub mod roles;
 pub mod session_affinity;
 pub mod utilization;
@@ -27,6 +28,7 @@ pub const TABLE: &[Row] = &[
     session_affinity::ROW,
     cel::ROW,
     header_testing::ROW,
+    prefix_cache_affinity::ROW,
 ];
 
 /// A filter by a rule that reads nothing but the endpoint.

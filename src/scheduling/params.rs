@@ -40,7 +40,10 @@ impl ParamSpec {
         Some(match self.default {
             "None" | "String::new()" | "Vec::new()" | "BTreeMap::new()" => String::new(),
             "Quantity(256 << 20)" => "256Mi".into(),
+            "Quantity(1 << 30)" => "1Gi".into(),
             "std::time::Duration::from_millis(200)" => "200ms".into(),
+            "std::time::Duration::from_secs(2)" => "2s".into(),
+            "std::time::Duration::from_secs(60)" => "60s".into(),
             "true" | "false" => self.default.into(),
             text if text.starts_with('"') => text.split('"').nth(1).unwrap_or_default().into(),
             text if text.starts_with(|c: char| c.is_ascii_digit()) => plain(text),

@@ -16,6 +16,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::dispatch::Dispatch;
 use super::params::{ParamSpec, Params};
 use crate::domain::node::{Node, Position, Problems, nearest};
 use crate::domain::{
@@ -64,6 +65,12 @@ pub trait Picker: Send + Sync {
     /// What the choice rests on besides the totals: called after [`Picker::pick`], with the same arguments, for
     /// decisions that are recorded. A picker that minimises a cost gives its terms.
     fn costs(&self, _cx: &Cycle<'_>, _candidates: &[Slot], _totals: &[f32]) -> Option<Costs> {
+        None
+    }
+
+    /// What decides among candidates that count as equal, to follow "equals are decided by", for decisions that
+    /// are recorded.
+    fn tie_rule(&self) -> Option<&'static str> {
         None
     }
 }
@@ -240,6 +247,8 @@ pub struct Built {
     pub commit: Option<Arc<dyn Commit>>,
     /// As saturation detector.
     pub saturation: Option<Arc<dyn SaturationDetector>>,
+    /// As what says when requests are sent; at most one of a configuration.
+    pub dispatch: Option<Arc<Dispatch>>,
     /// A typed handle for plugins that must reach this instance (looked up by plugin name).
     pub handle: Option<Arc<dyn Any + Send + Sync>>,
 }
@@ -313,7 +322,7 @@ impl SignalKind {
     /// The plugin type that is created when a consumer names no producer and none is configured.
     pub const fn default_producer(self) -> &'static str {
         match self {
-            SignalKind::Prefix => "approx-prefix-cache-producer",
+            SignalKind::Prefix => "mirror-prefix-cache-producer",
             SignalKind::InFlight => "inflight-load-producer",
             SignalKind::Account => "prefill-account-producer",
             SignalKind::Session => "session-id-producer",

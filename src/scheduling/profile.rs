@@ -7,8 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::decision::{CandidateScores, Explanation};
-use crate::domain::{ProfileResult, Ranked, Slot, Timestamp, Topology};
+use crate::domain::{Explanation, ProfileResult, Ranked, Slot, Timestamp, Topology};
 
 use super::plugin::{Cycle, Filter, Picker, Scorer};
 
@@ -161,6 +160,7 @@ pub struct Scratch {
     /// If set, the plugins that run are observed.
     pub laps: Option<Laps>,
     candidates: Vec<Slot>,
+    before: Vec<Slot>,
     column: Vec<f32>,
     totals: Vec<f32>,
     picked: Vec<usize>,
@@ -176,7 +176,7 @@ impl Profile {
         scratch: &mut Scratch,
         explain: bool,
     ) -> Option<ProfileResult> {
-        let Scratch { candidates, column, totals, picked, laps } = scratch;
+        let Scratch { candidates, before, column, totals, picked, laps } = scratch;
         candidates.clear();
         candidates.extend_from_slice(base);
         let mut explanation = explain.then(Box::<Explanation>::default);
@@ -185,14 +185,15 @@ impl Profile {
             laps.begin(self, cx, base.len());
         }
         for (name, filter) in &self.filters {
-            let before = explanation.is_some().then(|| candidates.clone());
+            if explanation.is_some() {
+                before.clone_from(candidates);
+            }
             filter.filter(cx, candidates);
             if let Some(laps) = laps {
                 laps.lap("Filter", name);
             }
-            if let (Some(explanation), Some(before)) = (explanation.as_mut(), before) {
-                let gone = before.into_iter().filter(|slot| candidates.binary_search(slot).is_err());
-                explanation.removed.extend(gone.map(|slot| (slot, Arc::clone(name))));
+            if let Some(explanation) = explanation.as_mut().filter(|_| candidates.len() < before.len()) {
+                note_removed(explanation, name, before, candidates);
             }
         }
         if let Some(laps) = laps {
@@ -203,12 +204,10 @@ impl Profile {
             return None;
         }
         if let Some(explanation) = explanation.as_mut() {
+            explanation.topology = Arc::clone(&cx.snapshot.topology);
             explanation.scorers = self.scorers.iter().map(|s| (Arc::clone(&s.name), s.weight)).collect();
-            explanation.candidates = candidates
-                .iter()
-                .filter_map(|slot| cx.snapshot.topology.get(*slot))
-                .map(|e| CandidateScores { endpoint: Arc::clone(e), values: Vec::new(), total: 0.0 })
-                .collect();
+            explanation.candidates = candidates.clone();
+            explanation.values = Vec::with_capacity(candidates.len() * self.scorers.len());
         }
 
         totals.clear();
@@ -228,17 +227,9 @@ impl Profile {
                 laps.scored(column);
             }
             if let Some(explanation) = explanation.as_mut() {
-                for (candidate, value) in explanation.candidates.iter_mut().zip(column.iter()) {
-                    candidate.values.push(*value);
-                }
+                explanation.values.extend_from_slice(column);
             }
         }
-        if let Some(explanation) = explanation.as_mut() {
-            for (candidate, total) in explanation.candidates.iter_mut().zip(totals.iter()) {
-                candidate.total = *total;
-            }
-        }
-
         if let Some(laps) = laps {
             laps.summed(totals);
         }
@@ -249,6 +240,9 @@ impl Profile {
             laps.end();
         }
         if let Some(explanation) = explanation.as_mut() {
+            explanation.totals = totals.clone();
+            explanation.picker = Arc::clone(&self.picker.0);
+            explanation.tie = self.picker.1.tie_rule();
             explanation.costs = self.picker.1.costs(cx, candidates, totals);
         }
         let ranked: smallvec::SmallVec<[Ranked; 1]> = picked
@@ -259,5 +253,17 @@ impl Profile {
             })
             .collect();
         (!ranked.is_empty()).then(|| ProfileResult { profile: Arc::clone(&self.name), picked: ranked, explanation })
+    }
+}
+
+/// Writes down whom the filter called `name` removed; both lists ascend.
+fn note_removed(explanation: &mut Explanation, name: &Arc<str>, before: &[Slot], after: &[Slot]) {
+    let index = u16::try_from(explanation.filters.len()).unwrap_or(u16::MAX);
+    explanation.filters.push(Arc::clone(name));
+    let mut left = after.iter().peekable();
+    for slot in before {
+        if left.next_if_eq(&slot).is_none() {
+            explanation.removed.push((*slot, index));
+        }
     }
 }

@@ -14,6 +14,7 @@ pub mod kv_cache_utilization;
 pub mod load_aware;
 pub mod lora_affinity;
 pub mod no_hit_lru;
+pub mod outstanding_prefill;
 pub mod prefix_cache;
 pub mod queue;
 pub mod running_requests;
@@ -37,6 +38,7 @@ pub const TABLE: &[Row] = &[
     session_affinity::ROW,
     consistent_hash::ROW,
     cel::ROW,
+    outstanding_prefill::ROW,
 ];
 
 /// The smallest and the largest of some readings.

@@ -37,6 +37,8 @@ pub struct AccessLine<'a> {
     pub total: Duration,
     /// Time of the scheduling decision.
     pub decision: Option<Duration>,
+    /// Time for which it was held before it was sent.
+    pub held: Option<Duration>,
     /// From the request headers to the first bytes of the response body.
     pub ttft: Option<Duration>,
     /// Bytes of the request body.
@@ -89,6 +91,7 @@ impl AccessLine<'_> {
         line.text("outcome", Some(self.outcome.as_str()));
         line.millis("durationMs", Some(micros(self.total)));
         line.number("decisionUs", self.decision.map(micros));
+        line.millis("heldMs", self.held.map(micros));
         line.millis("ttftMs", self.ttft.map(micros));
         line.number("requestBytes", Some(self.request_bytes));
         line.number("responseBytes", Some(self.response_bytes));
@@ -200,6 +203,7 @@ mod tests {
             outcome: Outcome::Completed,
             total: Duration::from_micros(1_500_250),
             decision: Some(Duration::from_micros(42)),
+            held: None,
             ttft: Some(Duration::from_millis(90)),
             request_bytes: 4000,
             response_bytes: 900,

@@ -14,6 +14,7 @@
 //! observation (twice the cost, and see [`family`]).
 
 pub mod catalog;
+mod dispatch;
 pub mod family;
 mod pool;
 mod prefix;
@@ -33,9 +34,10 @@ use prometheus::{Encoder, Histogram, TextEncoder};
 use smallvec::SmallVec;
 
 use self::catalog as c;
+pub use self::dispatch::{DispatchMetrics, DispatchReason};
 pub use self::family::{Count, Family, LabelCap, Lazy, OTHER, Page};
 pub use self::prefix::PrefixMetrics;
-use crate::domain::{Endpoint, Outcome, Snapshot, Usage};
+use crate::domain::{AccountView, Endpoint, Outcome, Snapshot, Timestamp, Usage};
 use crate::lifecycle::clock::Clock;
 use crate::scheduling::profile::Run;
 use scores::Scores;
@@ -302,6 +304,21 @@ impl Metrics {
         self.register(move |page| pool::collect(page, &snapshot(), clock.now(), in_flight.as_deref()));
     }
 
+    /// Shows the picker's own accounts of the endpoints, which `accounts` reads.
+    pub fn watch_accounts(
+        &self,
+        clock: Arc<dyn Clock>,
+        snapshot: impl Fn() -> Arc<Snapshot> + Send + Sync + 'static,
+        accounts: impl Fn(&Snapshot, Timestamp) -> Option<AccountView> + Send + Sync + 'static,
+    ) {
+        self.register(move |page| {
+            let snapshot = snapshot();
+            if let Some(accounts) = accounts(&snapshot, clock.now()) {
+                pool::collect_accounts(page, &snapshot, &accounts);
+            }
+        });
+    }
+
     /// Shows the last scores of the endpoints; `kinds` are plugin types by name.
     pub fn watch_scores(
         &self,
@@ -336,11 +353,25 @@ impl Metrics {
         });
     }
 
+    /// Shows what became of requests at just-in-time dispatch; `held` is (requests, bytes) now.
+    pub fn watch_dispatch(&self, counts: Arc<DispatchMetrics>, held: impl Fn() -> (u64, u64) + Send + Sync + 'static) {
+        self.register(move |page| counts.collect(page, held()));
+    }
+
     /// Shows how many spans were recorded, exported, and lost because the collector did not take them.
     pub fn watch_spans(&self, counts: impl Fn() -> [u64; 3] + Send + Sync + 'static) {
         self.register(move |page| {
             for (result, count) in ["recorded", "exported", "failed"].into_iter().zip(counts()) {
                 page.value(&c::TRACE_SPANS, &[result], count as f64);
+            }
+        });
+    }
+
+    /// Shows the lines of the decision log: those written and those dropped.
+    pub fn watch_decision_log(&self, counts: impl Fn() -> [u64; 2] + Send + Sync + 'static) {
+        self.register(move |page| {
+            for (result, count) in ["written", "dropped"].into_iter().zip(counts()) {
+                page.value(&c::DECISION_LOG_LINES, &[result], count as f64);
             }
         });
     }

@@ -160,7 +160,7 @@ async fn the_pages_for_operators_tell_what_happened() {
     assert_eq!(candidates.iter().filter(|c| c["prefixBlocks"][0].as_u64() > Some(0)).count(), 1, "{second}");
 
     let config = stack.admin_text("/debug/config").await;
-    for part in ["prefix-cache-scorer", "file-discovery", "approx-prefix-cache-producer", "weight: 3"] {
+    for part in ["prefix-cache-scorer", "file-discovery", "mirror-prefix-cache-producer", "weight: 3"] {
         assert!(config.contains(part), "{part} is missing in {config}");
     }
     let state: Value = serde_json::from_str(&stack.admin_text("/debug/plugins/state").await).unwrap();

@@ -48,9 +48,28 @@ pub struct Fake {
     pub ended: AtomicUsize,
     /// Keeps decisions that ask to wait from finishing.
     pub closed: AtomicBool,
+    /// Requests that are held now, and who waits for them.
+    pub held: AtomicUsize,
+    pub wakers: Mutex<Vec<std::task::Waker>>,
 }
 
-pub struct FakeExchange(Arc<Fake>, Arc<Mutex<Record>>);
+pub struct FakeExchange(Arc<Fake>, Arc<Mutex<Record>>, Option<HeldRequest>);
+
+/// A request that is held until the fake is opened.
+pub struct HeldRequest(CompleteRequest, Arc<Fake>);
+
+impl HeldRequest {
+    fn new(request: CompleteRequest, fake: &Arc<Fake>) -> Self {
+        fake.held.fetch_add(1, Ordering::SeqCst);
+        Self(request, fake.clone())
+    }
+}
+
+impl Drop for HeldRequest {
+    fn drop(&mut self) {
+        self.1.held.fetch_sub(1, Ordering::SeqCst);
+    }
+}
 
 /// The pods of the vectors.
 pub fn pods(count: usize) -> Vec<SocketAddr> {
@@ -66,7 +85,7 @@ impl Exchanges for SharedFake {
     fn open(&self) -> FakeExchange {
         let record = Arc::new(Mutex::new(Record::default()));
         self.0.records.lock().push(record.clone());
-        FakeExchange(self.0.clone(), record)
+        FakeExchange(self.0.clone(), record, None)
     }
 }
 
@@ -87,7 +106,25 @@ impl Exchange for FakeExchange {
         decide(&fake.pods, &request)
     }
 
+    fn submit(&mut self, request: CompleteRequest) -> Option<Result<Route, Rejection>> {
+        if request.headers.get("x-test") == Some("hold") && request.may_wait {
+            self.2 = Some(HeldRequest::new(request, &self.0));
+            return None;
+        }
+        Some(self.decide(request))
+    }
+
+    fn poll_held(&mut self, cx: &mut std::task::Context<'_>) -> std::task::Poll<Result<Route, Rejection>> {
+        self.0.wakers.lock().push(cx.waker().clone());
+        if self.0.closed.load(Ordering::SeqCst) {
+            return std::task::Poll::Pending;
+        }
+        let held = self.2.take().expect("it is held");
+        std::task::Poll::Ready(self.decide(held.0.clone()))
+    }
+
     fn response_headers(&mut self, status: u16, headers: Headers, served: &Served, _end: bool) -> Vec<SetHeader> {
+        self.2 = None;
         let mut record = self.1.lock();
         assert!(record.status.is_none(), "response headers twice");
         record.status = Some(status);
@@ -104,8 +141,17 @@ impl Exchange for FakeExchange {
     }
 
     fn end(&mut self, outcome: Outcome) {
+        self.2 = None;
         self.1.lock().ends.push(outcome);
         self.0.ended.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+impl Fake {
+    /// Lets what is held go.
+    pub fn open_up(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+        self.wakers.lock().drain(..).for_each(std::task::Waker::wake);
     }
 }
 

@@ -327,3 +327,89 @@ async fn streams_dropped_anywhere_leave_nothing_behind() {
     }
     assert_eq!(lab.fake.ended.load(Ordering::SeqCst), records.len());
 }
+
+/// A stream whose request is held, inline and after a decision elsewhere.
+async fn held(settings: Settings) -> (Lab, Call) {
+    let (lab, call) = begin(settings).await;
+    lab.fake.closed.store(true, Ordering::SeqCst);
+    send(&call, &[post_with(vec![("x-test", "hold")]), chunk(BODY, true)]);
+    lab.until("it is held", || lab.fake.held.load(Ordering::SeqCst) == 1).await;
+    (lab, call)
+}
+
+fn inline_and_elsewhere() -> [Settings; 2] {
+    [1 << 20, 10].map(|decide_inline_up_to| Settings { decide_inline_up_to, ..Settings::default() })
+}
+
+#[tokio::test]
+async fn a_held_request_is_answered_when_it_may_go() {
+    for settings in inline_and_elsewhere() {
+        let (lab, mut call) = held(settings).await;
+        lab.fake.open_up();
+        assert_eq!(replies(&mut call, 2).await.len(), 2);
+        send(&call, &[upstream("200", "application/json"), answer("{}", true)]);
+        assert_eq!(rest(&mut call).await.0, ["RH", "RB 2 eos"]);
+        lab.settled().await;
+        assert_eq!(ends(&lab), [Outcome::Completed]);
+        assert_eq!(lab.fake.held.load(Ordering::SeqCst), 0);
+    }
+}
+
+#[tokio::test]
+async fn a_held_request_whose_client_leaves_frees_its_place() {
+    for settings in inline_and_elsewhere() {
+        let (lab, call) = held(settings).await;
+        drop(call);
+        lab.settled().await;
+        assert_eq!(ends(&lab), [Outcome::ClientDisconnect]);
+        assert_eq!((lab.fake.held.load(Ordering::SeqCst), lab.record().decided), (0, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_reply_of_the_data_plane_while_held_passes_and_gives_the_place_up() {
+    for settings in inline_and_elsewhere() {
+        let (lab, mut call) = held(settings).await;
+        send(&call, &[local("504"), answer("timeout", true)]);
+        assert_eq!(replies(&mut call, 2).await, ["RH", "RB 7 eos"]);
+        assert_eq!((lab.fake.held.load(Ordering::SeqCst), lab.record().decided), (0, 0));
+        lab.fake.open_up();
+        call.half_close();
+        let (said, status) = rest(&mut call).await;
+        assert!(said.is_empty() && status.is_ok(), "{said:?} {status:?}");
+        lab.settled().await;
+        assert_eq!(ends(&lab), [Outcome::LocalReply]);
+    }
+}
+
+#[tokio::test]
+async fn a_half_close_while_held_is_answered_all_the_same() {
+    for settings in inline_and_elsewhere() {
+        let (lab, mut call) = held(settings).await;
+        call.half_close();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert_eq!(lab.fake.held.load(Ordering::SeqCst), 1);
+        lab.fake.open_up();
+        let (said, status) = rest(&mut call).await;
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(status.is_ok());
+        lab.settled().await;
+    }
+}
+
+#[tokio::test]
+async fn a_held_request_is_refused_when_the_process_waits_no_longer() {
+    for half_closed in [false, true] {
+        let (mut lab, mut call) = held(Settings::default()).await;
+        if half_closed {
+            call.half_close();
+        }
+        lab.drain.take().expect("a drain").drain(Duration::from_millis(50)).await;
+        let (said, status) = rest(&mut call).await;
+        assert!(said.len() == 1 && said[0].starts_with("I 503"), "{said:?}");
+        assert!(status.is_ok());
+        lab.settled().await;
+        assert_eq!(ends(&lab), [Outcome::Shutdown]);
+        assert_eq!(lab.fake.held.load(Ordering::SeqCst), 0);
+    }
+}

@@ -39,6 +39,13 @@ async fn every_page_answers() {
     assert!(code == 200 && config.contains("kind: EndpointPickerConfig"), "{config}");
     let (code, decisions) = picker.get("/debug/decisions").await;
     assert!(code == 200 && decisions.contains("\"decisions\":[]"), "{decisions}");
+    let (code, wrong) = picker.get("/debug/decisions?limit=many").await;
+    assert_eq!((code, wrong.as_str()), (400, "limit=many: a number is expected\n"));
+    let url = format!("http://{}", picker.metrics);
+    let mut explain = tokio::process::Command::new(env!("CARGO_BIN_EXE_pointsman"));
+    let explained = explain.args(["explain", "--url", &url]).output().await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&explained.stderr), "error: there is no decision yet\n");
+    assert!(!explained.status.success());
     assert_eq!(picker.get("/nothing").await.0, 404);
     picker.stop().await;
 }

@@ -9,7 +9,7 @@ use pointsman::app::{self, Addresses, Environment};
 use pointsman::config::{self, Purpose, Settings, Source, Tables};
 use pointsman::lifecycle::clock::SystemClock;
 use pointsman::pool::Pool;
-use pointsman::signals::approx_prefix::index::Index;
+use pointsman::signals::prefix::index::Index;
 use pointsman::telemetry::metrics::Metrics;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;

@@ -156,6 +156,7 @@ impl Setup {
         settings.ports.health = 0;
         settings.ports.metrics = 0;
         settings.limits.debug_decisions = 1000;
+        settings.limits.decisions_per_second = 0;
         settings.metrics.stream_metrics = true;
         settings.intervals.drain = Duration::ZERO;
         Self {

@@ -114,6 +114,7 @@ impl Stack {
         settings.ports.health = 0;
         settings.ports.metrics = 0;
         settings.limits.debug_decisions = KEPT;
+        settings.limits.decisions_per_second = 0;
         settings.logging.access_log = false;
         settings.intervals.drain = Duration::ZERO;
         let source = Source::Text(document(&endpoints, block_tokens));

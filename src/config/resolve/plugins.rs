@@ -6,6 +6,7 @@ use crate::config::Declared;
 use crate::config::document::{Document, Placed};
 use crate::config::tables::{Kind, Tables, UPSTREAM};
 use crate::domain::node::{Node, Position, Problems, nearest};
+use crate::scheduling::dispatch::Dispatch;
 use crate::scheduling::plugin::{About, Build, Built, Producer, Registry, Stability};
 
 /// One plugin.
@@ -353,7 +354,10 @@ impl<'t> Plugins<'t> {
     /// Warns about plugins that do nothing.
     pub fn warn_unused(&self, problems: &mut Problems) {
         for Entry { declared, built, used, failed, .. } in &self.entries {
-            let works_unasked = built.producer.is_some() || built.commit.is_some() || built.handle.is_some();
+            let works_unasked = built.producer.is_some()
+                || built.commit.is_some()
+                || built.handle.is_some()
+                || built.dispatch.is_some();
             if *used || *failed || works_unasked {
                 continue;
             }
@@ -364,6 +368,21 @@ impl<'t> Plugins<'t> {
                 "refer to it, or remove it",
             );
         }
+    }
+
+    /// What says when requests are sent; a second one is an error.
+    pub fn dispatch(&self, problems: &mut Problems) -> Option<Arc<Dispatch>> {
+        let mut all = self.entries.iter().filter(|entry| entry.built.dispatch.is_some());
+        let first = all.next()?;
+        for second in all {
+            problems.error(
+                second.declared.at,
+                second.declared.path.trim_end_matches(".parameters"),
+                format!("`{}` already says when requests are sent, and there can be one only", first.declared.name),
+                "remove one of the two",
+            );
+        }
+        first.built.dispatch.clone()
     }
 
     /// Takes back what a plugin asked to be done for it.

@@ -47,7 +47,7 @@ fn without_a_configuration_the_defaults_run() {
         assert_eq!(config.sources[0].source.kind, "metrics-data-source");
         assert_eq!(config.sources[0].extractors[0].kind, "core-metrics-extractor");
         assert_eq!(config.saturation.kind, "utilization-detector");
-        assert_eq!(config.producers.iter().map(|p| p.kind).collect::<Vec<_>>(), ["approx-prefix-cache-producer"]);
+        assert_eq!(config.producers.iter().map(|p| p.kind).collect::<Vec<_>>(), ["mirror-prefix-cache-producer"]);
         assert!(names(&config).contains(&"single-profile-handler"));
         assert_eq!(config.gates, Gates { flow_control: false, populate_standby: true });
         assert_eq!(config.pool.name, "epp");
@@ -93,7 +93,7 @@ fn producers_are_built_before_their_readers_and_run_in_order_of_dependency() {
     let config = good("plugins: [{type: active-request-scorer}]\n");
     assert_eq!(
         config.producers.iter().map(|p| p.name.as_ref()).collect::<Vec<_>>(),
-        ["approx-prefix-cache-producer", "inflight-load-producer"]
+        ["mirror-prefix-cache-producer", "inflight-load-producer"]
     );
 }
 
@@ -418,8 +418,8 @@ fn the_rendering_shows_what_was_added_and_reads_back() {
     let config = good("plugins: [{type: prefix-cache-scorer}]\n");
     let text = config.render();
     for words in [
-        "prompts of the request body: approx-prefix-cache-producer",
-        "# added: a plugin reads its signals and none was declared\n- name: approx-prefix-cache-producer",
+        "prompts of the request body: mirror-prefix-cache-producer",
+        "# added: a plugin reads its signals and none was declared\n- name: mirror-prefix-cache-producer",
         "# added: no parsers are named\n- name: openai-parser",
         "weight: 1.0",
         "# defaults: maxNumOfEndpoints 1",

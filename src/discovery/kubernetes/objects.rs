@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::domain::{EndpointSpec, ObjectiveSpec, RewriteRule, RewriteSpec, RewriteTarget};
 
+use super::selector;
 use super::{GROUP_V1, GROUP_V1ALPHA2};
 
 /// Most target ports of a pool (protocol 2.1); each is an endpoint of every pod.
@@ -133,7 +134,8 @@ impl Object for PoolFacts {
         if ports.is_empty() || ports.len() > MAX_PORTS {
             return Err(format!("{} target ports, where 1 to {MAX_PORTS} are allowed", ports.len()));
         }
-        let selector: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let selector: Vec<String> =
+            labels.iter().map(|(key, value)| selector::equal(key, value)).collect::<Result<_, _>>()?;
         Ok(Read::Present(Self { selector: selector.join(","), ports }))
     }
 }

@@ -27,6 +27,17 @@ pub fn check(text: &str) -> Result<(), String> {
     }
 }
 
+/// The requirement that label `name` has value `given`, as text.
+///
+/// # Errors
+/// `name` is no label key or `given` no label value. The definitions of pools do not rule that out, and a comma in
+/// either would change the meaning of a whole selector.
+pub fn equal(name: &str, given: &str) -> Result<String, String> {
+    key(name)?;
+    value(given)?;
+    Ok(format!("{name}={given}"))
+}
+
 /// Reads one requirement; the result is what follows it.
 fn requirement(text: &str) -> Result<&str, String> {
     if let Some(after) = text.strip_prefix('!') {
@@ -147,6 +158,15 @@ mod tests {
             assert!(check(bad).is_err(), "{bad}");
         }
         assert!(check(&format!("app={}", "x".repeat(64))).is_err());
+    }
+
+    #[test]
+    fn a_label_that_is_none_makes_no_requirement() {
+        assert_eq!(equal("llm-d.ai/role", "decode"), Ok("llm-d.ai/role=decode".to_owned()));
+        assert_eq!(equal("app", ""), Ok("app=".to_owned()));
+        for (name, given) in [("app", "m?"), ("app", "a,b"), ("app,b", "a"), ("", "a"), ("a=b", "c")] {
+            assert!(equal(name, given).is_err(), "{name} {given}");
+        }
     }
 
     proptest! {

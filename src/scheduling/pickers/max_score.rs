@@ -70,6 +70,10 @@ impl Picker for MaxScore {
         picked.truncate(start + self.count);
         picked[start..].sort_unstable_by(descending);
     }
+
+    fn tie_rule(&self) -> Option<&'static str> {
+        Some("lot")
+    }
 }
 
 /// A random one of the highest totals.

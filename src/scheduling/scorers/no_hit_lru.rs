@@ -10,7 +10,7 @@
 //! queue.
 //!
 //! Inputs: the prefix signal of the named producer, else of the first one; an
-//! `approx-prefix-cache-producer` is created when none is configured. Without the signal, and for
+//! `mirror-prefix-cache-producer` is created when none is configured. Without the signal, and for
 //! prompts shorter than one block, every request is cold. What is learnt is learnt in [`Commit`]:
 //! the first pick of every profile of a cold request is the latest of all. Nothing that endpoints
 //! report is read, so there is no missing or stale reading.

@@ -6,7 +6,7 @@
 //! length, so that long shared prefixes outweigh short ones that happen to be whole prompts.
 //!
 //! Inputs: the prefix signal of the named producer, else of the first one; an
-//! `approx-prefix-cache-producer` is created when none is configured. Without the signal, and for
+//! `mirror-prefix-cache-producer` is created when none is configured. Without the signal, and for
 //! prompts shorter than one block, all get 0.
 //!
 //! When it misleads: the approximate index believes that an endpoint still holds what was sent to

@@ -220,12 +220,26 @@ catalog! {
     STREAM_DURATION = HISTOGRAM "extproc_stream_duration_seconds" &[], STREAM_BUCKETS, "How long ext_proc streams stay open.";
     STREAMS_TOTAL = COUNTER "extproc_streams_total" &["code"], &[], "Finished ext_proc streams by gRPC status code.";
 
+    DISPATCHES = COUNTER "dispatch_total" &["mode", "reason"], &[],
+        "Requests by when just-in-time dispatch sent them (immediate, or after it held them) and why.";
+    DISPATCH_REQUESTS = GAUGE "dispatch_held_requests" &[], &[], "Requests that are held.";
+    DISPATCH_BYTES = GAUGE "dispatch_held_bytes" &[], &[], "Bytes of the bodies of requests that are held.";
+    DISPATCH_HELD = HISTOGRAM "dispatch_held_seconds" &[], PROCESSING_BUCKETS,
+        "Time for which requests were held that were then sent or refused.";
+
     IN_FLIGHT_REQUESTS = GAUGE "inflight_requests"
         &["endpoint_name", "namespace", "producer_name", "fairness_id", "priority"], &[],
         "Requests that were routed to an endpoint and have not ended.";
     IN_FLIGHT_TOKENS = GAUGE "inflight_tokens"
         &["endpoint_name", "namespace", "producer_name", "fairness_id", "priority"], &[],
         "Uncached tokens that were routed to an endpoint and have not ended.";
+
+    OUTSTANDING_PREFILL = GAUGE "endpoint_outstanding_prefill_seconds" &["endpoint_name", "namespace"], &[],
+        "Estimated prefill time of the requests that were routed to an endpoint and have no first token yet.";
+    PREFILL_RATE = GAUGE "endpoint_prefill_rate_tokens_per_second" &["endpoint_name", "namespace"], &[],
+        "Prefill rate that an endpoint is believed to have, learnt from first tokens.";
+    PREFILL_SAMPLES = GAUGE "prefill_rate_samples" POOL, &[],
+        "First tokens that the prefill rates of the present endpoints were learnt from; 0 while the initial rate is used.";
 
     OUTCOMES = COUNTER "request_outcome_total" &["outcome"], &[], "How requests ended; every request counts once.";
     LOG_LINES_DROPPED = COUNTER "log_lines_dropped_total" &[], &[],
@@ -234,6 +248,8 @@ catalog! {
         "Work that is switched on, by the plugin or flag that asks for it; always 1.";
     TRACE_SPANS = COUNTER "trace_spans_total" &["result"], &[],
         "Spans by result: recorded, then exported or failed; what is neither waits or was dropped.";
+    DECISION_LOG_LINES = COUNTER "decision_log_lines_total" &["result"], &[],
+        "Lines of the decision log by result: written, or dropped because the disk was behind or failed.";
     LABEL_SETS = GAUGE "request_label_sets" &[], &[], "Label sets that the request metrics hold.";
 
     LEADER = GAUGE "leader_election_master_status" POOL, &[], "Whether this process leads: 1, or 0 as a standby.";

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use super::catalog::{self as c, Spec};
 use super::family::Page;
-use crate::domain::{Endpoint, Freshness, LoadTable, Slot, Snapshot, Timestamp};
+use crate::domain::{AccountView, Endpoint, Freshness, LoadTable, Slot, Snapshot, Timestamp};
 
 type Column = fn(&LoadTable, Slot) -> Option<f32>;
 
@@ -78,6 +78,18 @@ pub fn collect(page: &mut Page, snapshot: &Snapshot, now: Timestamp, in_flight: 
             page.value(&c::IN_FLIGHT_TOKENS, &values, endpoint.in_flight.tokens() as f64);
         }
     }
+}
+
+/// Writes the picker's own accounts of the endpoints of `snapshot`.
+pub fn collect_accounts(page: &mut Page, snapshot: &Snapshot, accounts: &AccountView) {
+    let topology = &snapshot.topology;
+    for endpoint in topology.endpoints() {
+        let values = [endpoint.name(), endpoint.spec.namespace.as_str()];
+        let account = accounts.of(endpoint.slot);
+        page.value(&c::OUTSTANDING_PREFILL, &values, f64::from(account.outstanding));
+        page.value(&c::PREFILL_RATE, &values, f64::from(account.rate));
+    }
+    page.value(&c::PREFILL_SAMPLES, &[topology.pool.name.as_str()], f64::from(accounts.samples));
 }
 
 /// Mean and population standard deviation; `None` without values.

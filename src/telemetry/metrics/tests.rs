@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 mod promtool;
 
 use super::*;
-use crate::domain::{Endpoint, EndpointSpec, LoadSample, LoadTable, PoolIdentity, Slot, Timestamp, Topology};
+use crate::domain::{
+    Account, AccountView, Endpoint, EndpointSpec, LoadSample, LoadTable, PoolIdentity, Slot, Timestamp, Topology,
+};
 use crate::lifecycle::clock::ManualClock;
 use crate::scheduling::profile::Run;
 
@@ -81,10 +83,24 @@ fn populated() -> Arc<Metrics> {
     clock.advance(Duration::from_secs(10));
     let snapshot = snapshot();
     metrics.watch_pool(Arc::new(clock), Some("inflight-load-producer".into()), move || Arc::clone(&snapshot));
+    let known = self::snapshot();
+    metrics.watch_accounts(
+        Arc::new(ManualClock::default()),
+        move || Arc::clone(&known),
+        |snapshot, _| {
+            let account = Account { outstanding: 1.5, rate: 12_000.0, ..Account::default() };
+            let endpoints = vec![account; snapshot.topology.capacity()];
+            Some(AccountView { endpoints, samples: 7, ..AccountView::default() })
+        },
+    );
     metrics.watch_prefix_size(|| {
         vec![("approx".into(), "approx-prefix-cache-producer".into(), 7), ("second".into(), "t".into(), 5)]
     });
     metrics.watch_saturation("pool".into(), || [("prefill", None), ("decode", Some(0.5)), ("effective", Some(0.5))]);
+    let dispatched = Arc::new(DispatchMetrics::default());
+    dispatched.count(DispatchReason::Held);
+    dispatched.observe_held(Duration::from_millis(300));
+    metrics.watch_dispatch(dispatched, || (2, 900));
     metrics.watch_dropped_log_lines(|| 4);
     let shown = self::snapshot();
     metrics.record_scores(&Run {
@@ -102,6 +118,7 @@ fn populated() -> Arc<Metrics> {
     metrics.watch_scores(vec![("queue".into(), "queue-scorer")], move || Arc::clone(&shown));
     metrics.show_features(vec![("usage".into(), "--token-metrics".into())]);
     metrics.watch_spans(|| [5, 3, 1]);
+    metrics.watch_decision_log(|| [9, 2]);
     metrics.watch_watches(|| {
         vec![WatchPage {
             resource: "pods",
@@ -154,6 +171,7 @@ fn current_series_have_their_labels() {
         ("llm_d_epp_log_lines_dropped_total".into(), 4.0),
         ("llm_d_epp_feature_enabled{feature=\"usage\",plugin=\"--token-metrics\"}".into(), 1.0),
         ("llm_d_epp_trace_spans_total{result=\"exported\"}".into(), 3.0),
+        ("llm_d_epp_decision_log_lines_total{result=\"dropped\"}".into(), 2.0),
         (
             "llm_d_epp_endpoint_score{endpoint_name=\"pod-0-rank-0\",namespace=\"prod\",profile=\"default\",\
              plugin_type=\"queue-scorer\",plugin_name=\"queue\"}"
@@ -177,6 +195,12 @@ fn pool_gauges_come_from_fresh_samples() {
         ("llm_d_epp_average_kv_cache_utilization{name=\"vllm\"}", 0.5),
         ("llm_d_epp_ready_endpoints{name=\"vllm\"}", 3.0),
         ("llm_d_epp_endpoint_samples{name=\"vllm\",freshness=\"stale\"}", 1.0),
+        (r#"llm_d_epp_endpoint_outstanding_prefill_seconds{endpoint_name="pod-1-rank-0",namespace="prod"}"#, 1.5),
+        (
+            r#"llm_d_epp_endpoint_prefill_rate_tokens_per_second{endpoint_name="pod-0-rank-0",namespace="prod"}"#,
+            12_000.0,
+        ),
+        ("llm_d_epp_prefill_rate_samples{name=\"vllm\"}", 7.0),
         ("llm_d_epp_oldest_load_sample_age_seconds{name=\"vllm\"}", 9.0),
         ("llm_d_epp_per_endpoint_queue_size{name=\"vllm\",model_server_endpoint=\"pod-1-rank-0\"}", 6.0),
     ] {

@@ -79,6 +79,7 @@ fn line<'a>() -> AccessLine<'a> {
         outcome: Outcome::Completed,
         total: Duration::from_millis(50),
         decision: None,
+        held: None,
         ttft: Some(Duration::from_millis(20)),
         request_bytes: 10,
         response_bytes: 20,

@@ -5,8 +5,8 @@ use smallvec::smallvec;
 
 use super::*;
 use crate::domain::{Prompt, Segment};
-use crate::signals::approx_prefix::hash;
-use crate::signals::approx_prefix::tree::check::Summary;
+use crate::signals::prefix::hash;
+use crate::signals::prefix::tree::check::Summary;
 
 impl Index {
     /// Verifies every shard and the sums over them; call it while nobody writes.
@@ -277,15 +277,20 @@ fn slots_beyond_the_bound_are_left_out() {
 
 #[test]
 fn overlapping_writers_leave_every_invariant_intact() {
+    write_from_all_sides(Order::Routed);
+    write_from_all_sides(Order::Ended);
+}
+
+fn write_from_all_sides(order: Order) {
     let (threads, capacity, bound) = (4u64, 400u64, 60_000);
-    let index = Arc::new(Index::with_shards(8, bound, capacity));
+    let index = Arc::new(Index::with_shards(8, bound, capacity).ordered(order));
     std::thread::scope(|scope| {
         for thread in 0..threads {
             let index = &index;
             scope.spawn(move || {
                 let mut rng = fastrand::Rng::with_seed(0x5EED + thread);
-                let mut pins: Vec<Pin> = Vec::new();
-                for round in 0..1_500u64 {
+                let mut pins: Vec<(Option<Stay>, Pin)> = Vec::new();
+                for round in 0..1_000u64 {
                     // Conversations of a few tenants, some grown, over five endpoints.
                     let mut path = vec![rng.u32(0..6); rng.usize(1..20)];
                     path.extend((0..rng.usize(0..40)).map(|i| i as u32 / 7));
@@ -296,7 +301,8 @@ fn overlapping_writers_leave_every_invariant_intact() {
                     assert!(found.iter().all(|m| *m as usize <= chain.len()));
                     // Slot 4 changes hands now and then, in no agreed order between threads.
                     let generation = if slot == 4 { 1 + round / 200 } else { 1 };
-                    pins.extend(index.insert(slot, generation, &chain));
+                    let stay = index.stay(slot, generation);
+                    pins.extend(index.insert_at(slot, generation, &chain, Timestamp(round)).map(|pin| (stay, pin)));
                     if slot == 4 && rng.u8(0..20) == 0 {
                         index.purge(4, generation);
                     }
@@ -308,6 +314,7 @@ fn overlapping_writers_leave_every_invariant_intact() {
         }
     });
     assert!(index.check().pins.is_empty(), "every pin was given back");
+    assert!(index.endpoints(4).iter().all(|held| held.slot > 3 || held.in_flight == 0), "and all room");
     for slot in 0..4 {
         drop(index.insert(slot, 1, &chain(&[1])));
     }
@@ -319,3 +326,5 @@ fn overlapping_writers_leave_every_invariant_intact() {
     }
     assert_eq!((index.check(), index.bytes(), index.nodes()), (Summary::default(), 0, 0));
 }
+
+mod ended;

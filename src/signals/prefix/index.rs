@@ -10,6 +10,17 @@
 //! stays there until another shard's is older. Ticks come from one counter, read under the shard's
 //! lock. With one writer at a time this is exactly the block-wise LRU over the whole endpoint.
 //!
+//! # Order of eviction
+//! [`Order::Routed`]: a block was last used when a prompt with it was inserted. [`Order::Ended`]: when such a
+//! prompt was done with, as engines free the blocks of a request when it ends and take those first that have
+//! lain longest, deepest first. Ticks are then microseconds of the clock that the callers pass, pushed on where
+//! that would not make them unique, times two; the lowest bit says that a prompt in flight made the tick. Such a
+//! block is pinned. (One whose prompts overlapped can be pinned without the bit; only [`Pin::idle`] is affected.)
+//!
+//! # Room
+//! Of an endpoint's capacity, `reserve` blocks per [`Stay`] are kept free for what its requests generate, but no
+//! more than half of the capacity: requests that wait in the engine's queue take no room yet.
+//!
 //! # What is exact under concurrency
 //! Exact at every moment: each shard's tree with its invariants, pins, the sums of blocks and bytes once
 //! writers are done. Approximate while writers overlap: an endpoint can exceed its capacity by the
@@ -38,6 +49,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::RwLock;
 
 use super::tree::{NodeId, Tree};
+use crate::domain::Timestamp;
 
 /// Shards of an index in production.
 pub const SHARDS: usize = 64;
@@ -51,14 +63,33 @@ const BYTE_EVICTION: u64 = 256;
 /// "No leaf": later than every tick.
 const NONE: u64 = u64::MAX;
 
+/// Below this share of its room in percent, an endpoint's cache counts as not full: what it takes in pushes
+/// nothing out. A little below 100, since eviction leaves some of the room free for a moment.
+const FULL_PERCENT: u64 = 97;
+
+/// What counts as the last use of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// A prompt with it was routed.
+    Routed,
+    /// A prompt with it was done with.
+    Ended,
+}
+
 /// An endpoint's state beside the trees.
 struct Holdings {
     /// Generation times four, plus [`OPEN`], [`CLOSED`] or [`CLEARING`].
     life: AtomicU64,
     /// Blocks held in all shards.
     blocks: AtomicU64,
-    /// Most blocks to hold.
+    /// Most blocks to hold, with what requests in flight will generate.
     capacity: AtomicU64,
+    /// Blocks to keep free for each request in flight.
+    reserve: AtomicU64,
+    /// Requests in flight that want room kept free.
+    stays: AtomicU64,
+    /// The least of `oldest`, kept with [`Order::Ended`] only.
+    eldest: AtomicU64,
     /// Tick of the oldest evictable leaf, by shard; [`NONE`] without one.
     oldest: Box<[AtomicU64]>,
 }
@@ -69,8 +100,22 @@ impl Holdings {
             life: AtomicU64::new(0),
             blocks: AtomicU64::new(0),
             capacity: AtomicU64::new(capacity),
+            reserve: AtomicU64::new(0),
+            stays: AtomicU64::new(0),
+            eldest: AtomicU64::new(NONE),
             oldest: (0..shards).map(|_| AtomicU64::new(NONE)).collect(),
         }
+    }
+
+    /// Blocks of prompts that the endpoint has room for now.
+    fn room(&self) -> u64 {
+        let capacity = self.capacity.load(Ordering::Relaxed);
+        let kept = self.reserve.load(Ordering::Relaxed).saturating_mul(self.stays.load(Ordering::Relaxed));
+        capacity - kept.min(capacity / 2)
+    }
+
+    fn is_full(&self) -> bool {
+        self.blocks.load(Ordering::Relaxed).saturating_mul(100) >= self.room().saturating_mul(FULL_PERCENT)
     }
 
     fn is_open(&self, generation: u64) -> bool {
@@ -112,6 +157,10 @@ pub struct EndpointUse {
     pub blocks: u64,
     /// Most blocks to hold.
     pub capacity: u64,
+    /// What of that is not kept free for requests in flight.
+    pub room: u64,
+    /// Requests in flight that room is kept free for.
+    pub in_flight: u64,
 }
 
 /// See the module documentation. Shared; all methods take `&self`.
@@ -123,6 +172,7 @@ pub struct Index {
     entries: AtomicU64,
     max_bytes: u64,
     default_capacity: u64,
+    order: Order,
 }
 
 impl Index {
@@ -130,6 +180,11 @@ impl Index {
     /// (at least 1) until [`Index::set_capacity`] says otherwise.
     pub fn new(max_bytes: u64, default_capacity: u64) -> Self {
         Self::with_shards(SHARDS, max_bytes, default_capacity)
+    }
+
+    /// This (still empty) index with another order of eviction than [`Order::Routed`].
+    pub fn ordered(self, order: Order) -> Self {
+        Self { order, ..self }
     }
 
     /// As [`Index::new`] with a number of shards, at least 1.
@@ -142,7 +197,25 @@ impl Index {
             entries: AtomicU64::new(0),
             max_bytes,
             default_capacity: default_capacity.max(1),
+            order: Order::Routed,
         }
+    }
+
+    /// The tick of something that happens at `now`; `routed` if it begins a prompt's stay. To be called under
+    /// the lock of the shard that it is for.
+    #[inline]
+    fn tick(&self, now: Timestamp, routed: bool) -> u64 {
+        if self.order == Order::Routed {
+            return self.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        }
+        // Two doublings below the sentinel, whatever a clock says.
+        self.clock.fetch_max(now.0.min(u64::MAX >> 3).saturating_sub(1), Ordering::Relaxed);
+        (self.clock.fetch_add(1, Ordering::Relaxed) + 1) << 1 | u64::from(routed)
+    }
+
+    /// The latest time that the index was told of.
+    pub fn latest(&self) -> Timestamp {
+        Timestamp(self.clock.load(Ordering::Relaxed))
     }
 
     fn shard_of(&self, first: u64) -> usize {
@@ -175,6 +248,11 @@ impl Index {
     /// dropped. `None` if nothing was learnt: an empty chain, an endpoint that has left (or whose slot
     /// has a younger endpoint), or an index full of pinned blocks.
     pub fn insert(self: &Arc<Self>, slot: u32, generation: u64, chain: &[u64]) -> Option<Pin> {
+        self.insert_at(slot, generation, chain, Timestamp::default())
+    }
+
+    /// As [`Index::insert`] at `now`, which only [`Order::Ended`] asks for.
+    pub fn insert_at(self: &Arc<Self>, slot: u32, generation: u64, chain: &[u64], now: Timestamp) -> Option<Pin> {
         let holdings = self.holdings(slot)?;
         self.admit(&holdings, slot, generation);
         let capacity = usize::try_from(holdings.capacity.load(Ordering::Relaxed)).unwrap_or(usize::MAX);
@@ -183,26 +261,48 @@ impl Index {
         if self.bytes() > self.max_bytes && !self.shed_bytes() {
             return None;
         }
-        let node = {
+        let (inserted, tick) = {
             let mut tree = self.shards[shard].write();
             if !holdings.is_open(generation) {
                 return None;
             }
-            let tick = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
+            let tick = self.tick(now, true);
             let before = tree.bytes();
             let inserted = tree.insert(slot, chain, tick, true)?;
             holdings.blocks.fetch_add(inserted.added, Ordering::Relaxed);
             self.entries.fetch_add(inserted.added, Ordering::Relaxed);
             self.settle(&tree, before, &holdings, shard, slot);
-            inserted.node
+            (inserted, tick)
         };
         // From here on the pin is released whatever happens.
-        let pin = Pin { index: Arc::clone(self), generation, slot, node, shard: shard as u32 };
+        let pin = Pin {
+            index: Arc::clone(self),
+            generation,
+            slot,
+            node: inserted.node,
+            shard: shard as u32,
+            matched: chain.len() as u32 - inserted.added as u32,
+            last_use: inserted.last_use,
+            tick,
+            ended: Timestamp::default(),
+        };
         self.shed_capacity(&holdings, slot);
         if self.bytes() > self.max_bytes {
             self.shed_bytes();
         }
         Some(pin)
+    }
+
+    /// Keeps `reserve` blocks of the endpoint free (see [`Index::set_room`]) until the result is dropped. `None` as
+    /// for [`Index::insert`].
+    pub fn stay(self: &Arc<Self>, slot: u32, generation: u64) -> Option<Stay> {
+        let holdings = self.holdings(slot)?;
+        self.admit(&holdings, slot, generation);
+        if !holdings.is_open(generation) {
+            return None;
+        }
+        holdings.stays.fetch_add(1, Ordering::Relaxed);
+        Some(Stay { holdings, generation })
     }
 
     /// Makes `generation` the one that may insert, if it is younger than the last.
@@ -232,6 +332,7 @@ impl Index {
     }
 
     fn empty(&self, holdings: &Holdings, slot: u32) {
+        holdings.stays.store(0, Ordering::Relaxed);
         for (shard, tree) in self.shards.iter().enumerate() {
             let mut tree = tree.write();
             let before = tree.bytes();
@@ -240,6 +341,7 @@ impl Index {
             self.entries.fetch_sub(gone, Ordering::Relaxed);
             self.settle(&tree, before, holdings, shard, slot);
         }
+        self.note_eldest(holdings);
     }
 
     /// Sets how many blocks (at least 1) the endpoint in `slot` may hold. Takes effect at its next
@@ -247,6 +349,14 @@ impl Index {
     pub fn set_capacity(&self, slot: u32, blocks: u64) {
         if let Some(holdings) = self.holdings(slot) {
             holdings.capacity.store(blocks.max(1), Ordering::Relaxed);
+        }
+    }
+
+    /// As [`Index::set_capacity`], and sets how many blocks each [`Stay`] keeps free.
+    pub fn set_room(&self, slot: u32, blocks: u64, reserve: u64) {
+        if let Some(holdings) = self.holdings(slot) {
+            holdings.capacity.store(blocks.max(1), Ordering::Relaxed);
+            holdings.reserve.store(reserve, Ordering::Relaxed);
         }
     }
 
@@ -260,7 +370,10 @@ impl Index {
                 return;
             }
             let before = tree.bytes();
-            tree.unpin(pin.slot, pin.node);
+            match self.order {
+                Order::Routed => tree.unpin(pin.slot, pin.node),
+                Order::Ended => tree.end(pin.slot, pin.node, self.tick(pin.ended, false)),
+            };
             self.settle(&tree, before, &holdings, shard, pin.slot);
         }
         self.shed_capacity(&holdings, pin.slot);
@@ -288,14 +401,40 @@ impl Index {
         // With other writers about, a round can come to nothing; the bound keeps them from holding
         // this one up, and the next insertion goes on.
         for _ in 0..1024 {
-            let capacity = holdings.capacity.load(Ordering::Relaxed);
-            let over = holdings.blocks.load(Ordering::Relaxed).saturating_sub(capacity);
+            let over = holdings.blocks.load(Ordering::Relaxed).saturating_sub(holdings.room());
             if over == 0 {
-                return;
+                break;
             }
-            let Some((shard, until)) = holdings.oldest_shard() else { return };
+            let Some((shard, until)) = holdings.oldest_shard() else { break };
             self.trim(holdings, slot, shard, over, until);
         }
+        self.note_eldest(holdings);
+    }
+
+    /// Finds the oldest of the shards' oldest leaves, so that readers need not. With other writers about it can
+    /// be one operation late.
+    fn note_eldest(&self, holdings: &Holdings) {
+        if self.order == Order::Ended {
+            let oldest = holdings.oldest.iter().map(|tick| tick.load(Ordering::Relaxed)).min();
+            holdings.eldest.store(oldest.unwrap_or(NONE), Ordering::Relaxed);
+        }
+    }
+
+    /// Writes to each place of `ages` the seconds at `now` since the block of that slot was last used that would
+    /// be evicted next; infinite while the endpoint has room. [`Order::Ended`] only.
+    pub fn oldest_ages(&self, now: Timestamp, ages: &mut [f32]) {
+        ages.fill(f32::INFINITY);
+        for (age, holdings) in ages.iter_mut().zip(self.endpoints.read().iter()) {
+            let eldest = holdings.eldest.load(Ordering::Relaxed);
+            if eldest != NONE && holdings.is_full() {
+                *age = seconds(now.0.saturating_sub(eldest >> 1));
+            }
+        }
+    }
+
+    /// Whether what the endpoint takes in pushes something out, so that it may have forgotten something.
+    pub fn is_full(&self, slot: u32) -> bool {
+        self.endpoints.read().get(slot as usize).is_some_and(|h| h.is_full())
     }
 
     /// Takes blocks from whoever holds most until 1/64 of the byte bound is free. Returns whether the
@@ -311,7 +450,9 @@ impl Index {
             let holdings = &endpoints[slot];
             let Some((shard, until)) = holdings.oldest_shard() else { continue };
             // An endpoint from which nothing more can be had is not asked again: this ends.
-            if self.trim(holdings, slot as u32, shard, BYTE_EVICTION, until) > 0 {
+            let gone = self.trim(holdings, slot as u32, shard, BYTE_EVICTION, until);
+            self.note_eldest(holdings);
+            if gone > 0 {
                 largest.push((holdings.blocks.load(Ordering::Relaxed), slot));
             }
         }
@@ -355,10 +496,33 @@ impl Index {
                 slot,
                 blocks: h.blocks.load(Ordering::Relaxed),
                 capacity: h.capacity.load(Ordering::Relaxed),
+                room: h.room(),
+                in_flight: h.stays.load(Ordering::Relaxed),
             })
             .filter(|e| e.blocks > 0)
             .take(limit)
             .collect()
+    }
+}
+
+fn seconds(micros: u64) -> f32 {
+    (micros as f64 / 1e6) as f32
+}
+
+/// A request in flight whose answer will take room; gives it back when dropped.
+pub struct Stay {
+    holdings: Arc<Holdings>,
+    generation: u64,
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        // The count starts anew with every endpoint of the slot; should one begin right between these lines, its
+        // count is one short until it is idle.
+        if self.holdings.is_open(self.generation) {
+            let less = |stays: u64| stays.checked_sub(1);
+            let _ = self.holdings.stays.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        }
     }
 }
 
@@ -369,6 +533,29 @@ pub struct Pin {
     slot: u32,
     node: NodeId,
     shard: u32,
+    matched: u32,
+    last_use: Option<u64>,
+    tick: u64,
+    ended: Timestamp,
+}
+
+impl Pin {
+    /// Leading blocks of the prompt that the endpoint was believed to hold when it was inserted.
+    pub fn matched(&self) -> u32 {
+        self.matched
+    }
+
+    /// Seconds for which the deepest of them had lain unused, if there is one and no request in flight had it.
+    /// [`Order::Ended`] only.
+    pub fn idle(&self) -> Option<f32> {
+        let free = self.last_use.filter(|tick| tick & 1 == 0)?;
+        Some(seconds((self.tick >> 1).saturating_sub(free >> 1)))
+    }
+
+    /// Ends the request at `now`. A pin that is merely dropped ends at the latest time the index knows of.
+    pub fn end(mut self, now: Timestamp) {
+        self.ended = now;
+    }
 }
 
 impl Drop for Pin {

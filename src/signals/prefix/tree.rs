@@ -16,8 +16,12 @@
 //!    are safe because only leaves are trimmed. A split keeps the id with the lower part, where the
 //!    pins stay; nodes are joined only where no pin is in between. So a pinned node keeps its id.
 //! 4. An endpoint's *leaves* (nodes it holds without holding a child, not pinned) are ordered by tick.
-//!    Ticks are unique per insertion and an insertion touches one path, so no two leaves of an
+//!    Ticks are unique per insertion and end and each touches one path, so no two leaves of an
 //!    endpoint share a tick and the order is total.
+//!
+//! The last use of a block is when a prompt that has it was inserted, or, for those who [`Tree::end`] its
+//! pins, when such a prompt was done with: then a leaf's tick is what an engine orders by that puts blocks
+//! back when their last request ends, deepest first.
 //!
 //! Trimming takes the oldest leaf's last block first, which is what a block-wise LRU with the same rules
 //! would take; the tests compare with one. An insertion or trim is O(log leaves) per endpoint plus the
@@ -96,6 +100,8 @@ pub struct Inserted {
     pub added: u64,
     /// The node at which the chain ends.
     pub node: NodeId,
+    /// Tick of the deepest block that the endpoint did hold before.
+    pub last_use: Option<u64>,
 }
 
 /// See the module documentation.
@@ -148,7 +154,7 @@ impl Tree {
     /// Records that `slot` holds `chain` as of `tick` (greater than every tick before), and pins the
     /// chain once if `pin`. `None` for an empty chain.
     pub fn insert(&mut self, slot: u32, chain: &[u64], tick: u64, pin: bool) -> Option<Inserted> {
-        let (mut last, mut rest, mut added) = (NIL, chain, 0);
+        let (mut last, mut rest, mut added, mut last_use) = (NIL, chain, 0, None);
         while let Some(&first) = rest.first() {
             let Some(found) = self.find(last, first) else {
                 added += rest.len() as u64;
@@ -162,7 +168,9 @@ impl Tree {
             let run = &self.nodes[found as usize].run;
             let common = common_prefix(run, rest);
             let node = if common < run.len() { self.split(found, common) } else { found };
-            added += self.touch(last, node, slot, tick);
+            let (gained, before) = self.touch(last, node, slot, tick);
+            added += gained;
+            last_use = before.or(last_use);
             self.join(last, node);
             (last, rest) = (node, &rest[common..]);
         }
@@ -176,7 +184,7 @@ impl Tree {
             self.add_leaf(slot, tick, last);
         }
         self.slot_mut(slot).blocks += added;
-        Some(Inserted { added, node: last })
+        Some(Inserted { added, node: last, last_use })
     }
 
     /// Takes back one pin of `slot` at `node`. Returns whether there was one.
@@ -193,6 +201,23 @@ impl Tree {
             self.add_leaf(slot, tick, node);
         }
         true
+    }
+
+    /// As [`Tree::unpin`], and makes `tick` (greater than every tick before) the last use of the whole chain that
+    /// ends at `node`. O(nodes of the chain).
+    pub fn end(&mut self, slot: u32, node: NodeId, tick: u64) -> bool {
+        let pinned = |n: &Node| n.position(slot).is_ok_and(|position| n.holders[position].pins > 0);
+        if !self.nodes.get(node as usize).is_some_and(pinned) {
+            return false;
+        }
+        // None of these is in the order of leaves: one is pinned, the others hold it up.
+        let mut above = node;
+        while let Some(found) = self.nodes.get_mut(above as usize) {
+            let Ok(position) = found.position(slot) else { break };
+            found.holders[position].tick = tick;
+            above = found.parent;
+        }
+        self.unpin(slot, node)
     }
 
     /// Trims up to `want` blocks of `slot`, oldest leaves first and each from its tail, as long as the
@@ -383,8 +408,8 @@ impl Tree {
         }
     }
 
-    /// Makes `slot` hold all of `id` as of `tick`; returns the blocks that it gained.
-    fn touch(&mut self, parent: NodeId, id: NodeId, slot: u32, tick: u64) -> u64 {
+    /// Makes `slot` hold all of `id` as of `tick`; returns the blocks that it gained, and its tick if it held any.
+    fn touch(&mut self, parent: NodeId, id: NodeId, slot: u32, tick: u64) -> (u64, Option<u64>) {
         let node = &mut self.nodes[id as usize];
         let len = node.run.len() as u32;
         match node.position(slot) {
@@ -395,13 +420,13 @@ impl Tree {
                 if before.kids == 0 && before.pins == 0 {
                     self.remove_leaf(slot, before.tick);
                 }
-                u64::from(gained)
+                (u64::from(gained), Some(before.tick))
             }
             Err(position) => {
                 let holder = Holder { tick, slot, held: len, pins: 0, kids: 0 };
                 self.edit(id, |node| node.holders.insert(position, holder));
                 self.count_kid(parent, slot);
-                u64::from(len)
+                (u64::from(len), None)
             }
         }
     }
