@@ -112,7 +112,7 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
         balance: params.balance_weight,
         memory: params.memory_weight,
     };
-    Some(Built::picker(CostPicker {
+    Some(Built::picker_by_load(CostPicker {
         prefix,
         weights,
         tie_seconds: params.tie_seconds,
