@@ -123,11 +123,12 @@ async fn the_page_is_well_formed_and_complete() {
     let shown = families(&page);
     let known: BTreeSet<String> = current.union(&older).cloned().collect();
     assert_eq!(shown.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new(), "not in docs/metrics.md");
-    // The log is set up by the command only, nothing is traced here, there is no cluster, and no plugin
-    // keeps accounts.
+    // The log is set up by the command only, nothing is traced or logged for replays here, there is no cluster, and
+    // no plugin keeps accounts.
     let absent: Vec<_> = known.difference(&shown).map(String::as_str).collect();
     let expected = [
         "leader_election_master_status",
+        "llm_d_epp_decision_log_lines_total",
         // Nothing is configured that holds requests.
         "llm_d_epp_dispatch_held_bytes",
         "llm_d_epp_dispatch_held_requests",

@@ -92,3 +92,21 @@ fn the_number_of_threads_changes_nothing() {
     let failed = compare(&trace, &impossible, 2, &make, 2, &Progress::default(), &mut || {}).unwrap_err();
     assert!(failed.contains("times the traffic of the trace"), "{failed}");
 }
+
+#[test]
+fn held_requests_are_sent_in_the_end_also_after_a_restart() {
+    let hold = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n\
+                - type: mirror-prefix-cache-producer\n- type: prefill-account-producer\n- type: cost-picker\n\
+                - type: just-in-time-dispatch\nschedulingProfiles:\n- name: default\n  plugins:\n\
+                \x20 - pluginRef: cost-picker\n";
+    let hold = Source::Text(hold.into());
+    let (trace, plain) = (small(), Scene { warm: 0.0, ..scene(1) });
+    let one = play(&trace, &plain, &hold, 1);
+    assert!(one.held_seconds > 1.0, "{} s held", one.held_seconds);
+    assert_eq!((one.unfinished, one.refused, one.ttft.len()), (0, 0, trace.requests.len()));
+    assert_eq!(one, play(&trace, &plain, &hold, 1));
+    let restarted = play(&trace, &Scene { restart: Some(0.6), ..plain.clone() }, &hold, 1);
+    assert_eq!((restarted.unfinished, restarted.refused, restarted.ttft.len()), (0, 0, trace.requests.len()));
+    let unseen = play(&trace, &Scene { streamed: false, ..plain }, &hold, 1);
+    assert!(unseen.held_seconds < one.held_seconds / 2.0, "{} s held without notices", unseen.held_seconds);
+}
