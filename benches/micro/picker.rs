@@ -1,4 +1,4 @@
-//! A director as the process makes it: the default profile over 100 endpoints whose load is known.
+//! A director as the process makes it: three weighted scorers over 100 endpoints whose load is known.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,6 +16,10 @@ use pointsman::telemetry::metrics::Metrics;
 
 const ENDPOINTS: u8 = 100;
 
+/// llm-d-router's default weights. What the edge and the parts around the pick cost is counted with them, so that counts of
+/// different versions can be compared; the pick itself has a bench of its own.
+const WEIGHTED: &str = include_str!("../../config/weighted-scorers.yaml");
+
 /// No sample grows old while the clock is moved on.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
@@ -26,9 +30,10 @@ pub struct Picker {
 }
 
 impl Picker {
-    /// With the profile that applies when none is configured; keeps records of as many decisions as `recorded` says.
+    /// With weighted scorers; keeps records of as many decisions as `recorded` says.
     pub fn new(access_log: bool, recorded: usize) -> Self {
-        let config = resolve("default", None, Settings::default(), &Tables::standard(), Purpose::Check);
+        let config =
+            resolve("weighted", Some(WEIGHTED.as_bytes()), Settings::default(), &Tables::standard(), Purpose::Check);
         let config = config.unwrap_or_else(|e| panic!("{e}"));
         let clock = Arc::new(ManualClock::default());
         let producers = config.producers.iter();
@@ -58,7 +63,7 @@ impl Picker {
                 test: config.registry.test_switches.clone(),
             },
         });
-        assert!(director.parts().settings.wants.prompts, "the default profile reads prompts");
+        assert!(director.parts().settings.wants.prompts, "the profile reads prompts");
         Self { directed: Directed(Arc::new(director)), clock }
     }
 }
