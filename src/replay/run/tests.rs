@@ -30,11 +30,15 @@ fn scene(pods: usize) -> Scene {
 #[test]
 fn one_seed_gives_one_outcome_and_another_another() {
     let (trace, scene) = (small(), scene(3));
-    let one = play(&trace, &scene, &Source::Default, 1);
-    assert_eq!(one, play(&trace, &scene, &Source::Default, 1), "also after other runs on this thread");
-    assert_ne!(one, play(&trace, &scene, &Source::Default, 2));
-    assert_eq!(one.unfinished, 0);
-    assert!(one.ttft.len() > 80 && one.cached_tokens > 0, "{} requests", one.ttft.len());
+    let weighted = preset::source("llm-d-default");
+    for source in [&Source::Default, &weighted] {
+        let one = play(&trace, &scene, source, 1);
+        assert_eq!(one, play(&trace, &scene, source, 1), "also after other runs on this thread");
+        assert_eq!(one.unfinished, 0);
+        assert!(one.ttft.len() > 80 && one.cached_tokens > 0, "{} requests", one.ttft.len());
+    }
+    // Costs leave next to nothing to lots; equal totals are drawn by lot.
+    assert_ne!(play(&trace, &scene, &weighted, 1), play(&trace, &scene, &weighted, 2));
 }
 
 #[test]
