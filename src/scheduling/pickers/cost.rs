@@ -212,10 +212,6 @@ impl Picker for CostPicker {
         });
     }
 
-    fn tie_rule(&self) -> Option<&'static str> {
-        Some("fewest tokens taken in lately")
-    }
-
     fn costs(&self, cx: &Cycle<'_>, candidates: &[Slot], totals: &[f32]) -> Option<Costs> {
         let facts = Facts::of(cx, self.prefix);
         // Without scorers there is nothing to show.
