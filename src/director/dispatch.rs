@@ -11,9 +11,9 @@
 //! plan decides on the planning thread with the same code as any decision, and commits by the same claims.
 //! While every endpoint is busy or promised, which is the usual case under overload, it costs what reading the
 //! accounts costs, whatever is held. It looks at the first `planDepth` only, asks again what is
-//! cached only for the first [`REFRESH`] times as many, each at most every [`FRESH`], and a bounded number
+//! cached only for the first `REFRESH` times as many, each at most every `FRESH`, and a bounded number
 //! of them in one plan. An endpoint that nobody of those it looked at chose (a filter may keep it from
-//! all) is not a reason to look again for [`BARREN`], or every event would cost a full round.
+//! all) is not a reason to look again for `BARREN`, or every event would cost a full round.
 //!
 //! Rejected: a planning task with a channel (two hops more for each request, and a replay has no tasks), and
 //! deciding for all that is held (what is far back is decided again anyway).
