@@ -32,10 +32,10 @@ use std::time::Duration;
 
 use pointsman::replay::pod::Hardware;
 use pointsman::replay::preset;
+use pointsman::replay::trace::Trace;
 use pointsman::replay::trace::generate::{Shape, generate};
 use pointsman::replay::trace::read::{load, spread};
 use pointsman::replay::trace::scale::{Target, to_load};
-use pointsman::replay::trace::Trace;
 use process::{Server, free_port};
 
 use fleet::Fleet;
@@ -100,7 +100,10 @@ async fn measure(plan: &Plan) {
     let hardware = Hardware::default();
     let core = process::split_cores();
     println!("{} pods, load {}, {} s at {} x real time", PODS, plan.load, plan.seconds, plan.speed);
-    println!("{:>5}  {:<24} {:>8} {:>8} {:>8} {:>8} {:>7} {:>6} {:>7}", "seed", "config", "mean", "p50", "p90", "p99", "hit", "<2s", "ratio");
+    println!(
+        "{:>5}  {:<24} {:>8} {:>8} {:>8} {:>8} {:>7} {:>6} {:>7}",
+        "seed", "config", "mean", "p50", "p90", "p99", "hit", "<2s", "ratio"
+    );
     for seed in plan.seeds.clone() {
         let target = Target {
             load: plan.load,

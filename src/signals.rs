@@ -15,11 +15,5 @@ pub mod token_estimate;
 use crate::scheduling::plugin::Row;
 
 /// Every producer that a configuration can name, in the order in which the reference lists them.
-pub const TABLE: &[Row] = &[
-    token_estimate::ROW,
-    approx_prefix::ROW,
-    mirror_prefix::ROW,
-    in_flight::ROW,
-    accounts::ROW,
-    session_id::ROW,
-];
+pub const TABLE: &[Row] =
+    &[token_estimate::ROW, approx_prefix::ROW, mirror_prefix::ROW, in_flight::ROW, accounts::ROW, session_id::ROW];

@@ -83,9 +83,10 @@ pub fn next(buffer: &mut BytesMut) -> Result<Option<Response>, String> {
 pub fn destination(answer: &wire::HeadersResponse) -> Option<String> {
     let common = answer.response.as_ref()?;
     let set = &common.header_mutation.as_ref()?.set_headers;
-    let header = set.iter().filter_map(|option| option.header.as_ref()).find(|header| {
-        header.key.as_ref() == b"x-gateway-destination-endpoint"
-    })?;
+    let header = set
+        .iter()
+        .filter_map(|option| option.header.as_ref())
+        .find(|header| header.key.as_ref() == b"x-gateway-destination-endpoint")?;
     let value = if header.raw_value.is_empty() { &header.value } else { &header.raw_value };
     String::from_utf8(value.to_vec()).ok()
 }

@@ -23,8 +23,8 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::cli::demo::DemoArgs;
-use crate::cli::replay::ReplayArgs;
 use crate::cli::explain::ExplainArgs;
+use crate::cli::replay::ReplayArgs;
 use crate::cli::sim::SimArgs;
 use crate::config::Source;
 use crate::config::resolve::go_bool;

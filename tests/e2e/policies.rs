@@ -161,7 +161,8 @@ async fn a_full_pool_sheds_negative_priorities_only() {
     };
     assert_eq!(batch().await.status, 200, "there is room");
 
-    let endless = json!({"model": MODEL, "prompt": "Long", "max_tokens": 50_000, "ignore_eos": true, "stream": true}).to_string();
+    let endless =
+        json!({"model": MODEL, "prompt": "Long", "max_tokens": 50_000, "ignore_eos": true, "stream": true}).to_string();
     let mut open = Vec::new();
     for i in 1..=3 {
         let request = post("/v1/completions", &[], endless.clone());
