@@ -17,7 +17,9 @@
 //!
 //! **Never a lost request.** Holding is a courtesy. After `maxHold` a request is sent to its best endpoint at
 //! once, whatever the wait. Beyond `maxRequests` or `maxBytes` the newest of the lowest priority is refused
-//! (429, `rejected-saturated`). A client that leaves frees its place at once.
+//! (429, `rejected-saturated`). A client that leaves frees its place at once. When the process is told to stop it sends
+//! what it holds at once and holds nothing more. Counted as bytes are bodies, the token ids in them, and block hashes;
+//! what else a held request takes (its headers and its stream) is bounded by `maxRequests`.
 //!
 //! **When it holds.** Only what may wait: the data plane sets no time limit (FULL_DUPLEX_STREAMED), the
 //! prefill rate is learnt (`minSamples`), and at least half of the answers of late were streamed, since
@@ -66,7 +68,7 @@ crate::params! {
         plan_depth: usize = 64, "planDepth", 1..=1_024;
         /// Most requests that are held; beyond them the newest of the lowest priority is refused.
         max_requests: usize = 10_000, "maxRequests", 1..=1_000_000;
-        /// Most bytes of bodies that are held; beyond them the newest of the lowest priority is refused.
+        /// Most bytes of requests that are held; beyond them the newest of the lowest priority is refused.
         max_bytes: Quantity = Quantity(1 << 30), "maxBytes";
         /// Longest time that a request is held; then it is sent whatever the wait.
         max_hold: Duration = std::time::Duration::from_secs(60), "maxHold";

@@ -10,8 +10,8 @@
 //! collector, the watchers of the endpoints file and of the certificates, and in a cluster discovery and
 //! the leader election (critical).
 //!
-//! Stop: readiness goes at once and for good, and the lease of the leader is given back; ext_proc keeps
-//! serving for the drain time; then connections are told to go away and open streams may end; what is left
+//! Stop: readiness goes at once and for good, the lease of the leader is given back, and what is held is sent; ext_proc
+//! keeps serving for the drain time; then connections are told to go away and open streams may end; what is left
 //! after the grace is cut. The process goes when the connections have written out what was said last, a
 //! second later at most.
 
@@ -117,7 +117,9 @@ impl App {
     /// # Errors
     /// A critical task ended by itself.
     pub async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<Drained> {
-        let Self { addresses, listeners, parts, spawner, mut supervisor, drain, readiness, leadership, .. } = self;
+        let Self {
+            addresses, listeners, parts, spawner, mut supervisor, drain, readiness, leadership, director, ..
+        } = self;
         let (drain_time, grace) = (self.drain_time, self.grace);
         let closed = parts.spawn(listeners, &spawner, &drain.watcher());
         let released = leadership.map(|leadership| leadership.spawn(&spawner));
@@ -133,6 +135,7 @@ impl App {
             () = stop => {}
         }
         readiness.draining();
+        director.stop_holding();
         tracing::info!(
             drain_s = drain_time.as_secs_f64(),
             "stopping: not ready any more, still serving; a second signal ends at once"

@@ -6,7 +6,9 @@
 //! commit.
 //!
 //! **Holding.** With just-in-time dispatch a request may wait between its decision and the commit; see
-//! [`dispatch`]. A decision that does not go is thrown away: it changed nothing.
+//! [`dispatch`]. A decision that does not go is thrown away: it changed nothing, it is in no metric and takes nobody's
+//! place among those that are sampled, and it is not explained. Whoever is let go and is to be explained is decided
+//! about once more, with the same facts and the same random numbers.
 //!
 //! **Admission.** A request of negative priority is refused (429) where the candidates are full; one integer
 //! is all that other requests pay for it. If nothing is known of the load the request passes, and the log says
@@ -192,7 +194,12 @@ impl Director {
         trace: Option<&mut RequestTrace>,
     ) -> Result<Choice, Rejection> {
         let routed = self.route_observed(ask, signals, trace.is_some());
-        if let Some(laps) = LOCAL.with_borrow_mut(|local| local.scratch.laps.take()) {
+        let waits = matches!(routed, Ok(Choice::Waits));
+        let observed = LOCAL.with_borrow_mut(|local| {
+            local.decisions = local.decisions.wrapping_add(u32::from(!waits));
+            local.scratch.laps.take()
+        });
+        if let Some(laps) = observed.filter(|_| !waits) {
             self.observe_laps(&laps);
             if let Some(trace) = trace {
                 trace.observed(laps);
@@ -213,7 +220,6 @@ impl Director {
                 let clock = Arc::clone(&parts.clock);
                 Laps::start(move || clock.now())
             });
-            *decisions = decisions.wrapping_add(1);
             let rng = seeded(rng, self.id, parts.settings.seed);
             let subset = self.subset_for(request, subset);
             loop {
@@ -241,32 +247,44 @@ impl Director {
                     gate.promise(signals);
                 }
                 let now = parts.clock.now();
-                recorded = recorded || attempts == 0 && parts.decisions.takes(request, now);
+                recorded = recorded || attempts == 0 && parts.decisions.wants(request, now);
                 let explain = recorded || parts.settings.emit_scores;
+                let may_wait = gate.as_ref().is_some_and(|gate| gate.may_refuse());
+                let drawn = rng.get_seed();
                 let cycle = Cycle { request, snapshot: &snapshot, signals, now };
-                let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain);
-                parts.metrics.observe_scheduling(parts.clock.now().since(now));
-                if scheduled.is_err() {
-                    parts.metrics.scheduler_attempt(&request.target_model, None);
-                }
-                let mut decision = scheduled?;
-                if explain && !recorded {
-                    let explained = decision.profiles.iter_mut().filter_map(|p| p.explanation.as_deref_mut());
-                    explained.for_each(|why| why.scores_only = true);
-                }
-                if request.headers.get("prefer").is_some_and(|v| v.eq_ignore_ascii_case("if-available"))
-                    && !holds_prefix(signals, decision.destination().slot)
-                {
-                    return Err(Rejection::PreconditionFailed("no decode worker has the requested KV cache".into()));
-                }
-                if let Some(gate) = &mut gate
+                let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain && !may_wait);
+                let took = parts.clock.now().since(now);
+                let lacks_prefix = |decision: &Decision| {
+                    request.headers.get("prefer").is_some_and(|v| v.eq_ignore_ascii_case("if-available"))
+                        && !holds_prefix(signals, decision.destination().slot)
+                };
+                if let (Ok(decision), Some(gate)) = (&scheduled, &mut gate)
+                    && !lacks_prefix(decision)
                     && !gate.lets(&cycle, candidates, decision.destination().slot)
                 {
                     return Ok(Choice::Waits);
                 }
+                parts.metrics.observe_scheduling(took);
+                if scheduled.is_err() {
+                    parts.metrics.scheduler_attempt(&request.target_model, None);
+                }
+                let mut decision = scheduled?;
+                if lacks_prefix(&decision) {
+                    return Err(Rejection::PreconditionFailed("no decode worker has the requested KV cache".into()));
+                }
+                if explain {
+                    if may_wait {
+                        self.explain(&cycle, candidates, drawn, scratch, &mut decision);
+                    }
+                    let explained = decision.profiles.iter_mut().filter_map(|p| p.explanation.as_deref_mut());
+                    explained.for_each(|why| why.scores_only = !recorded);
+                }
                 attempts += 1;
                 let claim = if self.reserves { self.claims.claim(seen, attempts) } else { claim::Claim::free() };
                 let Some(claim) = claim.granted() else { continue };
+                if recorded {
+                    parts.decisions.count(now);
+                }
                 let routed = Routed { request, decision: &decision, signals, now };
                 let mut watches = Vec::with_capacity(parts.commits.len() + 1);
                 let mut commit = |reserving: bool| {
@@ -285,6 +303,27 @@ impl Director {
                 return Ok(Choice::Sent(decision, watches));
             }
         })
+    }
+
+    /// Explains a `decision` that was made without: makes it again with what was `drawn` for it.
+    #[cold]
+    fn explain(
+        &self,
+        cycle: &Cycle<'_>,
+        candidates: &[Slot],
+        drawn: u64,
+        scratch: &mut Scratch,
+        decision: &mut Decision,
+    ) {
+        // What is observed is the first time.
+        let laps = scratch.laps.take();
+        let mut rng = fastrand::Rng::with_seed(drawn);
+        let again = self.parts.scheduler.schedule(cycle, candidates, &mut rng, scratch, true);
+        scratch.laps = laps;
+        for (profile, again) in decision.profiles.iter_mut().zip(again.into_iter().flat_map(|again| again.profiles)) {
+            // A picker that counts its picks may choose another one now; what it chose from is the same.
+            profile.explanation = again.explanation.filter(|_| again.profile == profile.profile);
+        }
     }
 
     /// The subset hint that counts for `request`.
@@ -348,6 +387,10 @@ enum Facts {
 
 /// Who decides whether a request is sent now.
 trait Gate {
+    /// Whether it may ever say no.
+    fn may_refuse(&self) -> bool {
+        true
+    }
     /// Adds what is promised to those before it.
     fn promise(&mut self, _signals: &mut Signals) {}
     /// Prefill time in seconds at the destination that it was last asked about, for those who keep count.

@@ -21,6 +21,8 @@ mod bodies;
 mod conformance;
 #[path = "e2e/failures.rs"]
 mod failures;
+#[path = "e2e/holding.rs"]
+mod holding;
 #[path = "e2e/hostile.rs"]
 mod hostile;
 #[path = "e2e/modes.rs"]

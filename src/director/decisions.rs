@@ -161,27 +161,34 @@ impl DecisionLog {
         self.allow_header && request.headers.get(EXPLAIN_HEADER).is_some_and(|v| v.eq_ignore_ascii_case("true"))
     }
 
-    /// Whether the decision on `request` at `now` is to be explained and recorded. Counts it if so.
-    pub fn takes(&self, request: &InferenceRequest, now: Timestamp) -> bool {
+    /// Whether the decision on `request` at `now` is to be explained and recorded, if it is acted on.
+    pub fn wants(&self, request: &InferenceRequest, now: Timestamp) -> bool {
         self.is_on() && (self.is_due(now) || self.is_asked(request))
     }
 
     fn is_due(&self, now: Timestamp) -> bool {
         match self.rate {
-            0 => return true,
-            u32::MAX => return false,
-            _ => {}
+            0 => true,
+            u32::MAX => false,
+            rate => self.counted(now).1 < rate,
         }
+    }
+
+    /// Counts a decision that was wanted at `now` and is acted on.
+    pub fn count(&self, now: Timestamp) {
+        if matches!(self.rate, 0 | u32::MAX) {
+            return;
+        }
+        let (second, count) = self.counted(now);
+        // Threads that meet here may be counted as one, or both be the last one: a few records more in that second.
+        self.second.store(second | u64::from(count.saturating_add(1)), Ordering::Relaxed);
+    }
+
+    /// The second of `now` as it is kept, and the records in it.
+    fn counted(&self, now: Timestamp) -> (u64, u32) {
         let second = (now.0 / 1_000_000) << 32;
         let seen = self.second.load(Ordering::Relaxed);
-        let (this, count) = (seen & !u64::from(u32::MAX), seen as u32);
-        if this == second && count >= self.rate {
-            return false;
-        }
-        // Threads that meet here may both be counted as one: a few records more in that second.
-        let next = if this == second { seen + 1 } else { second + 1 };
-        self.second.store(next, Ordering::Relaxed);
-        true
+        (second, if seen & !u64::from(u32::MAX) == second { seen as u32 } else { 0 })
     }
 
     /// Records a decision that was explained: on `request`, which came at `at` and was held for `held`.

@@ -15,6 +15,13 @@
 //! of them in one plan. An endpoint that nobody of those it looked at chose (a filter may keep it from
 //! all) is not a reason to look again for `BARREN`, or every event would cost a full round.
 //!
+//! **What is kept** of a request while it waits is the request and what cannot be found again cheaply (its block
+//! hashes). What the caches are believed to hold is by endpoint, so it is kept for the head of the queue only, as far
+//! as plans look; all others are asked about when their turn comes.
+//!
+//! **Stopping** ([`Director::stop_holding`]): nothing is held any more, and what is held goes in its order to its best
+//! endpoint, [`STOPPING_PER_PLAN`] at a time, since it has to be answered before the process ends.
+//!
 //! Rejected: a planning task with a channel (two hops more for each request, and a replay has no tasks), and
 //! deciding for all that is held (what is far back is decided again anyway).
 
@@ -53,6 +60,8 @@ const REFRESH: usize = 2;
 const REFRESH_PER_PLAN: usize = 32;
 /// Time for which an endpoint that nobody chose is no reason to look again.
 const BARREN: Duration = Duration::from_millis(100);
+/// Requests that one plan sends while the process stops.
+const STOPPING_PER_PLAN: usize = 256;
 /// Looks without a taker that make an endpoint such a one.
 const BARREN_LOOKS: usize = 16;
 /// Plans that one call makes for those who left a note.
@@ -109,6 +118,7 @@ impl Director {
         };
         let why = match hold.settings.mode {
             DispatchMode::Off | DispatchMode::Immediate => Some(Why::Configured),
+            DispatchMode::Hold if hold.is_stopping() => Some(Why::Stopping),
             DispatchMode::Hold if !may_wait => Some(Why::TimeLimit),
             DispatchMode::Hold if !hold.answers.are_streamed() => Some(Why::NotStreamed),
             DispatchMode::Hold => None,
@@ -145,10 +155,8 @@ impl Director {
             arrival.key = key;
         }
         let key = arrival.key;
-        let topology = self.parts.pool.snapshot().topology.version;
         (signals.accounts, signals.in_flight) = (None, None);
-        let waiting = Waiting { request, subset: subset.cloned(), signals, fresh_at: now, topology };
-        Submitted::Held(hold.enter(waiting, now, key))
+        Submitted::Held(hold.enter(Waiting::new(request, subset.cloned(), signals), now, key))
     }
 
     /// Decides without any waiting.
@@ -204,14 +212,26 @@ impl Director {
                 break;
             }
         }
-        (hold.held() > 0).then(|| self.parts.clock.now().plus(TICK.min(hold.settings.max_hold.max(TICK / 20))))
+        let tick = if hold.is_stopping() { Duration::ZERO } else { TICK.min(hold.settings.max_hold.max(TICK / 20)) };
+        (hold.held() > 0).then(|| self.parts.clock.now().plus(tick))
+    }
+
+    /// From now on nothing is held, and plans send what is as fast as they can.
+    pub fn stop_holding(&self) {
+        if let Some(hold) = &self.hold {
+            hold.stop();
+            self.plan();
+        }
     }
 
     /// Plans every [`TICK`] for as long as anything is held, and sleeps otherwise.
     pub async fn keep_planning(self: Arc<Self>) -> Infallible {
         loop {
             match (self.plan(), &self.hold) {
-                (Some(at), _) => tokio::time::sleep(at.since(self.parts.clock.now())).await,
+                (Some(at), _) => match at.since(self.parts.clock.now()) {
+                    Duration::ZERO => tokio::task::yield_now().await,
+                    wait => tokio::time::sleep(wait).await,
+                },
                 (None, Some(hold)) => hold.filled.notified().await,
                 (None, None) => std::future::pending().await,
             }
@@ -227,6 +247,17 @@ impl Director {
         let now = self.parts.clock.now();
         let settings = &*hold.settings;
         hold.collect(planner, woken);
+        if hold.is_stopping() {
+            let mut order = std::mem::take(&mut planner.order);
+            planner.queue.order(STOPPING_PER_PLAN, &mut order);
+            for ticket in &order {
+                let mut always = Always { settings, arrival: now, key: None, prefill: 0.0 };
+                self.try_send(hold, planner, *ticket, &mut always, Why::Drained, woken);
+            }
+            planner.order = order;
+            planner.arrived.clear();
+            return;
+        }
         while let Some(ticket) = planner.expired(now, settings.max_hold) {
             let mut always = Always { settings, arrival: now, key: None, prefill: 0.0 };
             if !self.try_send(hold, planner, ticket, &mut always, Why::Expired, woken) {
@@ -298,6 +329,7 @@ impl Director {
         }
         let mut order = std::mem::take(&mut planner.order);
         planner.queue.order(hold.settings.plan_depth * REFRESH, &mut order);
+        planner.keep_facts_of(&order);
         let mut candidates = Vec::new();
         let mut asked = 0;
         for ticket in &order {
@@ -311,7 +343,7 @@ impl Director {
                 continue;
             }
             asked += 1;
-            (waiting.fresh_at, waiting.topology) = (now, version);
+            waiting.found = Some((now, version));
             waiting.signals.now = now;
             waiting.signals.accounts = planner.lent.take();
             let Waiting { request, subset, signals, .. } = &mut *waiting;
@@ -359,8 +391,9 @@ impl Director {
         };
         let now = self.parts.clock.now();
         let version = self.parts.pool.snapshot().topology.version;
+        planner.looks += 1;
         let facts = if waiting.is_stale(now, version) {
-            (waiting.fresh_at, waiting.topology) = (now, version);
+            waiting.found = Some((now, version));
             Facts::Stale
         } else {
             Facts::Known
@@ -374,6 +407,9 @@ impl Director {
             Ok(Ok(Choice::Waits)) => {
                 planner.lent = signals.accounts.take();
                 signals.in_flight = None;
+                if !planner.keeps_facts_of(ticket) {
+                    waiting.forget_facts();
+                }
                 place.put_back(waiting);
                 return false;
             }
@@ -440,6 +476,10 @@ struct Always<'a> {
 }
 
 impl Gate for Always<'_> {
+    fn may_refuse(&self) -> bool {
+        false
+    }
+
     fn prefill(&self) -> f32 {
         self.prefill
     }

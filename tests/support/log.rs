@@ -1,10 +1,15 @@
-//! What the picker logs, for tests of what it can tell in no other way. Warnings and errors of all tests
-//! of a program come together, so look for a text that only one test causes.
+//! What the picker logs, for tests of what it can tell in no other way. Warnings, errors and access-log lines of all
+//! tests of a program come together, so look for a text that only one test causes.
 
 use std::io;
 use std::sync::Once;
 
 use parking_lot::Mutex;
+use tracing::Level;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 static LINES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
@@ -25,7 +30,9 @@ impl io::Write for Lines {
 pub fn keep() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_ansi(false).with_writer(|| Lines).init();
+        let kept = Targets::new().with_default(Level::WARN).with_target("pointsman::request", Level::INFO);
+        let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(|| Lines);
+        tracing_subscriber::registry().with(lines.with_filter(kept)).init();
     });
 }
 

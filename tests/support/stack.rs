@@ -338,9 +338,14 @@ impl Stack {
         }
     }
 
+    /// Tells the picker to stop.
+    pub fn begin_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
     /// Stops the picker and says what it had to cut.
     pub async fn stop_picker(&mut self) -> Drained {
-        drop(self.stop.take());
+        self.begin_stop();
         let picker = self.picker.take().expect("the picker is stopped once");
         within("stopping the picker", picker).await.unwrap().unwrap()
     }

@@ -97,7 +97,7 @@ fn query_strings_are_read() {
 fn off_is_off_and_what_was_not_explained_is_not_recorded() {
     let (pool, now) = (topology(1, 3), Timestamp(0));
     let off = DecisionLog::new(0);
-    assert!(!off.is_on() && !off.takes(&request("a"), now));
+    assert!(!off.is_on() && !off.wants(&request("a"), now));
     assert!(off.record(&request("a"), decision(&pool, None), Signals::default(), now, Duration::ZERO).is_none());
     let mut plain = decision(&pool, None);
     plain.profiles[0].explanation = None;
@@ -111,16 +111,21 @@ fn off_is_off_and_what_was_not_explained_is_not_recorded() {
 fn a_second_has_a_limit_that_those_who_ask_do_not_have() {
     let log = DecisionLog::new(10).with_rate(3).with_header(true);
     let asks = InferenceRequest { headers: Headers::from([(EXPLAIN_HEADER, "true")]), ..request("a") };
-    let taken = |from: u64| (0..10).filter(|i| log.takes(&request("a"), Timestamp(from + i))).count();
+    let takes = |at: u64| {
+        let (wanted, again) = (log.wants(&request("a"), Timestamp(at)), log.wants(&request("a"), Timestamp(at)));
+        assert_eq!(wanted, again, "asking changes nothing");
+        wanted.then(|| log.count(Timestamp(at))).is_some()
+    };
+    let taken = |from: u64| (0..10).filter(|i| takes(from + i)).count();
     assert_eq!((taken(0), taken(500_000), taken(1_000_000), taken(7_999_995)), (3, 0, 3, 6));
-    assert!(log.takes(&asks, Timestamp(8_000_050)));
+    assert!(log.wants(&asks, Timestamp(8_000_050)));
     let no = InferenceRequest { headers: Headers::from([(EXPLAIN_HEADER, "false")]), ..request("a") };
-    assert!(!log.takes(&no, Timestamp(8_000_100)));
+    assert!(!log.wants(&no, Timestamp(8_000_100)));
     let unlimited = DecisionLog::new(10);
-    assert!((0..100).all(|_| unlimited.takes(&request("a"), Timestamp(0))));
+    assert!((0..100).all(|_| unlimited.wants(&request("a"), Timestamp(0))));
     assert!(!unlimited.is_asked(&asks), "not allowed");
     let only = DecisionLog::new(0).with_rate(100).with_header(true);
-    assert!(only.is_on() && only.takes(&asks, Timestamp(0)) && !only.takes(&request("a"), Timestamp(0)));
+    assert!(only.is_on() && only.wants(&asks, Timestamp(0)) && !only.wants(&request("a"), Timestamp(0)));
 }
 
 #[test]

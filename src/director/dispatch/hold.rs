@@ -22,7 +22,7 @@ use tokio::sync::Notify;
 use super::{Decided, FRESH};
 use crate::admission::queue::{self, Queue, Ticket};
 use crate::domain::{
-    AccountView, EndpointSet, InferenceRequest, Outcome, Rejection, RejectionReason, Signals, Slot, Timestamp,
+    AccountView, EndpointSet, InferenceRequest, Outcome, Rejection, RejectionReason, Segment, Signals, Slot, Timestamp,
 };
 use crate::extproc::SubsetHint;
 use crate::scheduling::dispatch::{Dispatch, DispatchMode};
@@ -44,6 +44,8 @@ pub(in crate::director) struct Hold {
     pub planner: Mutex<Planner>,
     /// Told when the first one is held.
     pub filled: Notify,
+    /// Nothing is held any more.
+    stopping: AtomicBool,
     inbox: Mutex<Inbox>,
     held: Arc<Amounts>,
 }
@@ -82,6 +84,10 @@ pub(in crate::director) struct Planner {
     pub refresh_at: Timestamp,
     /// What came with the last look into the inbox.
     pub arrived: Vec<Ticket>,
+    /// Decisions that were made about those that are held, whatever came of them.
+    pub looks: u64,
+    /// Whose facts are kept, in order.
+    kept: Vec<Ticket>,
 }
 
 /// What one plan has promised so far, by slot.
@@ -112,6 +118,25 @@ impl Walk {
 }
 
 impl Planner {
+    /// Keeps the facts of `tickets`, and of nobody else.
+    pub fn keep_facts_of(&mut self, tickets: &[Ticket]) {
+        let before = mem::take(&mut self.kept);
+        self.kept.extend_from_slice(tickets);
+        self.kept.sort_unstable();
+        for ticket in before.into_iter().filter(|ticket| !self.keeps_facts_of(*ticket)) {
+            let Some(place) = self.queue.get(ticket) else { continue };
+            if let Some(mut waiting) = place.borrow() {
+                waiting.forget_facts();
+                place.put_back(waiting);
+            }
+        }
+    }
+
+    /// Whether the facts of `ticket` are worth their memory.
+    pub fn keeps_facts_of(&self, ticket: Ticket) -> bool {
+        self.kept.binary_search(&ticket).is_ok()
+    }
+
     /// One that has been held for `max_hold`.
     pub fn expired(&self, now: Timestamp, max_hold: Duration) -> Option<Ticket> {
         self.queue.oldest().filter(|(arrival, _)| now.since(*arrival) >= max_hold).map(|(_, ticket)| ticket)
@@ -131,15 +156,40 @@ pub(in crate::director) struct Waiting {
     pub request: InferenceRequest,
     pub subset: Option<SubsetHint>,
     pub signals: Signals,
-    /// When its facts were found.
-    pub fresh_at: Timestamp,
-    /// Version of the topology that they are about.
-    pub topology: u64,
+    /// When its facts were found, and the version of the topology that they are about; none if they are forgotten.
+    pub found: Option<(Timestamp, u64)>,
 }
 
 impl Waiting {
+    /// One whose turn may come late: without what is by endpoint.
+    pub fn new(request: InferenceRequest, subset: Option<SubsetHint>, signals: Signals) -> Self {
+        let mut waiting = Self { request, subset, signals, found: None };
+        waiting.forget_facts();
+        waiting
+    }
+
     pub fn is_stale(&self, now: Timestamp, topology: u64) -> bool {
-        self.topology != topology || now.since(self.fresh_at) > FRESH
+        self.found.is_none_or(|(at, about)| about != topology || now.since(at) > FRESH)
+    }
+
+    /// Gives the memory back that grows with the pool. What was hashed stays.
+    pub fn forget_facts(&mut self) {
+        self.found = None;
+        for found in &mut self.signals.prefix {
+            (found.matched, found.caches) = (Vec::new(), None);
+        }
+    }
+
+    /// Bytes that it keeps while it waits, as far as its client decides on them.
+    fn bytes(&self) -> u64 {
+        let ids = |segment: &Segment| match segment {
+            Segment::Tokens(ids) => size_of_val::<[u32]>(ids),
+            _ => size_of::<Segment>(),
+        };
+        let prompts = self.request.prompts.iter().flat_map(|prompt| &prompt.segments).map(ids).sum::<usize>();
+        let chains = self.signals.prefix.iter().flat_map(|found| &found.chains);
+        let chains = chains.map(|chain| size_of_val::<[u64]>(chain)).sum::<usize>();
+        (self.request.body.len() + prompts + chains) as u64
     }
 }
 
@@ -224,8 +274,11 @@ impl Hold {
                 topology: 0,
                 refresh_at: Timestamp(0),
                 arrived: Vec::new(),
+                looks: 0,
+                kept: Vec::new(),
             }),
             filled: Notify::new(),
+            stopping: AtomicBool::new(false),
             inbox: Mutex::default(),
             held: Arc::default(),
         }
@@ -237,6 +290,16 @@ impl Hold {
         metrics.watch_dispatch(Arc::clone(&self.counts), move || {
             (held.requests.load(Ordering::Relaxed) as u64, held.bytes.load(Ordering::Relaxed))
         });
+    }
+
+    /// Ends the holding.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it has ended.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
     }
 
     /// How many are held.
@@ -271,7 +334,7 @@ impl Hold {
             arrival,
             priority: request.priority,
             flow: request.fairness_id.clone(),
-            bytes: request.body.len() as u64,
+            bytes: waiting.bytes(),
             key: AtomicU64::new(key),
             inner: Mutex::new(Inner { state: State::Waiting(Box::new(waiting)), ticket: None, waker: None }),
         });

@@ -15,7 +15,7 @@ use crate::dialect::{Dialects, Wants};
 use crate::director::decisions::DecisionLog;
 use crate::director::{NamedProducer, Parts};
 use crate::domain::{
-    EndpointSpec, Headers, LoadSample, Outcome, PoolIdentity, Prompt, Segment, Served, SubsetEntry, Usage,
+    EndpointSpec, Explanation, Headers, LoadSample, Outcome, PoolIdentity, Prompt, Segment, Served, SubsetEntry, Usage,
 };
 use crate::lifecycle::clock::{Clock as _, ManualClock};
 use crate::pool::Pool;
@@ -44,8 +44,13 @@ fn spec(i: usize) -> EndpointSpec {
 
 /// Pods with a learnt rate and streamed answers, unless `taught` is off.
 fn world(pods: usize, dispatch: &str, taught: bool) -> World {
+    world_with(pods, "", dispatch, DecisionLog::new(0), taught)
+}
+
+/// With more plugins, a YAML list, and a log of decisions.
+fn world_with(pods: usize, plugins: &str, dispatch: &str, decisions: DecisionLog, taught: bool) -> World {
     let text = format!(
-        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n\
+        "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n{plugins}\
          - {{type: prefill-account-producer, parameters: {{initialPrefillRate: 1000}}}}\n- type: cost-picker\n\
          - {{type: just-in-time-dispatch, parameters: {dispatch}}}\n\
          schedulingProfiles:\n- name: default\n  plugins:\n  - pluginRef: cost-picker\n"
@@ -76,7 +81,7 @@ fn world(pods: usize, dispatch: &str, taught: bool) -> World {
         metrics: Metrics::new(),
         clock: clock.clone(),
         traces: None,
-        decisions: Arc::new(DecisionLog::new(0)),
+        decisions: Arc::new(decisions),
         settings: super::super::Settings {
             wants: Wants { prompts: true },
             reads_usage: true,
@@ -125,13 +130,15 @@ struct Sent {
     id: Box<str>,
     held: Duration,
     order_key: Option<u64>,
+    why: Option<Box<Explanation>>,
     watches: Vec<Box<dyn Watch>>,
 }
 
 impl Sent {
     fn of((request, result): Decided) -> Self {
-        let Committed { decision, watches, held, order_key, .. } = result.unwrap_or_else(|e| panic!("{e}"));
-        Self { slot: decision.destination().slot, id: request.id, held, order_key, watches }
+        let Committed { mut decision, watches, held, order_key, .. } = result.unwrap_or_else(|e| panic!("{e}"));
+        let why = decision.profiles[0].explanation.take();
+        Self { slot: decision.destination().slot, id: request.id, held, order_key, why, watches }
     }
 
     fn first_token(&mut self, world: &World) {
@@ -198,6 +205,33 @@ impl World {
 
     fn hold(&self) -> &Hold {
         self.director.hold.as_ref().expect("it holds")
+    }
+
+    /// Samples and the sum of counters of a metric family.
+    fn metric(&self, name: &str) -> u64 {
+        let families = self.director.parts.metrics.gather();
+        let all = families.iter().filter(|family| family.name() == name).flat_map(|family| family.get_metric());
+        all.map(|m| m.get_histogram().get_sample_count() + m.get_counter().get_value() as u64).sum()
+    }
+
+    fn looks(&self) -> u64 {
+        self.hold().planner.lock().looks
+    }
+
+    /// Of those that are held: how many have what is by endpoint, and how many have their hashes.
+    fn kept(&self) -> (usize, usize) {
+        let planner = self.hold().planner.lock();
+        let mut order = Vec::new();
+        planner.queue.order(usize::MAX, &mut order);
+        let (mut facts, mut chains) = (0, 0);
+        for place in order.iter().filter_map(|ticket| planner.queue.get(*ticket)) {
+            let waiting = place.borrow().expect("it waits");
+            let found = &waiting.signals.prefix[0];
+            facts += usize::from(found.matched.capacity() > 0 || found.caches.is_some());
+            chains += usize::from(!found.chains.is_empty());
+            place.put_back(waiting);
+        }
+        (facts, chains)
     }
 
     /// Nothing is held or kept.
@@ -325,10 +359,11 @@ fn nobody_is_held_for_longer_than_allowed() {
 
 #[test]
 fn beyond_the_bounds_the_newest_of_the_lowest_priority_is_refused() {
-    for bound in ["{maxRequests: 2}", "{maxBytes: 200}"] {
+    for bound in ["{maxRequests: 2}", "{maxBytes: 9000}"] {
         let world = world(1, bound, true);
         let _running = world.sent(request(30 * RATE));
         let body = bytes::Bytes::from(vec![b'x'; 100]);
+        // The ids of a thousand tokens count, too.
         let of = |priority| InferenceRequest { priority, body: body.clone(), ..request(RATE) };
         let mut low = world.held(of(0));
         let mut middle = world.held(of(1));
@@ -464,15 +499,121 @@ fn ten_thousand_cost_little_to_plan() {
     world.director.plan();
     assert_eq!(world.hold().held(), 10_000);
     // Counted, not timed: a plan under overload looks at nobody.
-    let looked = |world: &World| {
-        let families = world.director.parts.metrics.gather();
-        let decisions = families.iter().find(|f| f.name() == "llm_d_epp_scheduler_e2e_duration_seconds");
-        decisions.map(|f| f.get_metric()[0].get_histogram().get_sample_count())
-    };
-    let before = looked(&world);
+    let before = world.looks();
     for _ in 0..1_000 {
         world.clock.advance(Duration::from_micros(500));
         world.director.plan();
     }
-    assert_eq!(looked(&world), before);
+    assert_eq!(world.looks(), before);
+}
+
+#[test]
+fn a_look_that_ends_in_waiting_is_in_no_metric_and_takes_no_sample() {
+    const SCHEDULED: &str = "llm_d_epp_scheduler_e2e_duration_seconds";
+    const ATTEMPTS: &str = "llm_d_epp_scheduler_attempts_total";
+    let world = world_with(2, "", "{}", DecisionLog::new(10).with_rate(1), true);
+    let only = |i: usize| SubsetHint { entries: vec![SubsetEntry::Address(spec(i).address)] };
+    let sent = |submitted| match submitted {
+        Submitted::Decided(decided) => Sent::of(*decided),
+        Submitted::Held(_) => panic!("held"),
+    };
+    let first = sent(world.director.submit(request(30 * RATE), Some(&only(0)), true));
+    assert!(first.why.is_some(), "the first of its second");
+    assert!(sent(world.director.submit(request(100), Some(&only(1)), true)).why.is_none(), "one a second");
+    world.pass(1_000);
+    let counted = |world: &World| (world.metric(SCHEDULED), world.metric(ATTEMPTS));
+    let before = counted(&world);
+    let Submitted::Held(mut held) = world.director.submit(request(RATE), Some(&only(0)), true) else { panic!("sent") };
+    for _ in 0..9 {
+        // The second endpoint is free, so it is looked for a taker.
+        world.director.plan();
+        world.pass(10);
+    }
+    assert!(world.looks() >= 9 && held.take().is_none());
+    assert_eq!(counted(&world), before);
+    drop(first);
+    world.director.plan();
+    let sent = Sent::of(*held.take().expect("sent"));
+    let why = sent.why.expect("the sample of this second was not used up by looks");
+    assert!(!why.scores_only && why.costs.is_some());
+    assert_eq!(why.candidates, [sent.slot]);
+    assert_eq!(counted(&world), (before.0 + 1, before.1 + 1));
+}
+
+#[test]
+fn a_process_that_stops_sends_what_it_holds_and_holds_nothing_more() {
+    let world = world(2, "{}", true);
+    let _running: Vec<Sent> = (0..2).map(|_| world.sent(request(30 * RATE))).collect();
+    let mut held: Vec<Held> = (0..STOPPING_PER_PLAN + 40).map(|_| world.held(request(RATE))).collect();
+    let urgent = InferenceRequest { priority: 1, ..request(RATE) };
+    held.push(world.held(urgent));
+    world.director.stop_holding();
+    let mut sent: Vec<Sent> = held.pop().and_then(|mut held| held.take()).map(|d| Sent::of(*d)).into_iter().collect();
+    assert_eq!(sent.len(), 1, "in order");
+    sent.extend(held.iter_mut().filter_map(|held| held.take().map(|decided| Sent::of(*decided))));
+    assert_eq!(sent.len(), STOPPING_PER_PLAN, "others get a word in between");
+    sent.push(world.sent(request(RATE)));
+    assert_eq!(world.director.plan(), None);
+    sent.extend(held.iter_mut().filter_map(|held| held.take().map(|decided| Sent::of(*decided))));
+    assert_eq!(sent.len(), STOPPING_PER_PLAN + 42);
+    let here = sent.iter().filter(|sent| sent.slot == sent_slot(&world, 0)).count();
+    assert!(here.abs_diff(sent.len() / 2) <= 2, "{here}: each to what is best when it goes");
+    assert_eq!((world.counted(Why::Drained), world.counted(Why::Stopping)), (STOPPING_PER_PLAN as u64 + 41, 1));
+    world.assert_empty();
+}
+
+fn sent_slot(world: &World, i: usize) -> Slot {
+    world.pool.snapshot().topology.by_address(&spec(i).address).expect("it is there")
+}
+
+const MIRROR: &str = "- {type: mirror-prefix-cache-producer}\n";
+
+#[test]
+fn what_is_cached_is_found_again_for_one_that_waited() {
+    for warm in 0..2 {
+        let world = world_with(2, MIRROR, "{}", DecisionLog::new(0), true);
+        let only = |i: usize| SubsetHint { entries: vec![SubsetEntry::Address(spec(i).address)] };
+        let asked = request(500);
+        let Submitted::Decided(first) = world.director.submit(asked.clone(), Some(&only(warm)), true) else {
+            panic!("held")
+        };
+        let mut first = Sent::of(*first);
+        world.pass(520);
+        first.first_token(&world);
+        first.end(&world);
+        let running: Vec<Sent> = (0..2).map(|_| world.sent(request(30 * RATE))).collect();
+        let mut held = world.held(asked);
+        assert_eq!(world.kept(), (0, 1));
+        drop(running);
+        world.director.plan();
+        assert_eq!(Sent::of(*held.take().expect("sent")).slot, sent_slot(&world, warm));
+    }
+}
+
+#[test]
+fn what_grows_with_the_pool_is_kept_for_the_head_only() {
+    let world = world_with(2, MIRROR, "{planDepth: 2}", DecisionLog::new(0), true);
+    let only = SubsetHint { entries: vec![SubsetEntry::Address(spec(0).address)] };
+    let submit = |priority| {
+        let submitted = world.director.submit(InferenceRequest { priority, ..request(RATE) }, Some(&only), true);
+        world.director.plan();
+        submitted
+    };
+    let _running = world.director.submit(request(30 * RATE), Some(&only), true);
+    let mut held: Vec<Submitted> = (0..10).map(|_| submit(0)).collect();
+    assert!(held.iter().all(|held| matches!(held, Submitted::Held(_))));
+    // The second endpoint is open to nobody, so each plan looks at the head.
+    let settled = |rounds: u32| {
+        for _ in 0..rounds {
+            world.pass(60);
+            world.director.plan();
+        }
+        world.kept()
+    };
+    assert_eq!(settled(5), (2 * REFRESH, 10));
+    held.extend((0..3).map(|_| submit(1)));
+    assert_eq!(settled(5), (2 * REFRESH, 13));
+    let bytes = world.hold().planner.lock().queue.bytes();
+    let ids = 13 * RATE * 4;
+    assert!((ids..ids + 13 * 8 * (RATE / 64 + 4)).contains(&bytes), "{bytes}: ids and hashes");
 }

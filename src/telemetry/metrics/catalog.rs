@@ -223,7 +223,7 @@ catalog! {
     DISPATCHES = COUNTER "dispatch_total" &["mode", "reason"], &[],
         "Requests by when just-in-time dispatch sent them (immediate, or after it held them) and why.";
     DISPATCH_REQUESTS = GAUGE "dispatch_held_requests" &[], &[], "Requests that are held.";
-    DISPATCH_BYTES = GAUGE "dispatch_held_bytes" &[], &[], "Bytes of the bodies of requests that are held.";
+    DISPATCH_BYTES = GAUGE "dispatch_held_bytes" &[], &[], "Bytes of requests that are held: bodies, token ids and block hashes.";
     DISPATCH_HELD = HISTOGRAM "dispatch_held_seconds" &[], PROCESSING_BUCKETS,
         "Time for which requests were held that were then sent or refused.";
 

@@ -12,6 +12,8 @@ pub enum DispatchReason {
     Configured,
     /// Sent at once: the data plane waits for a limited time only.
     TimeLimit,
+    /// Sent at once: the process is stopping.
+    Stopping,
     /// Sent at once: too few answers are streamed.
     NotStreamed,
     /// Sent at once: the prefill rate is not learnt yet.
@@ -22,6 +24,8 @@ pub enum DispatchReason {
     Held,
     /// Held for as long as allowed, then sent.
     Expired,
+    /// Held, then sent because the process is stopping.
+    Drained,
     /// Held, and its client left.
     Cancelled,
     /// Refused: too much is held.
@@ -32,14 +36,16 @@ pub enum DispatchReason {
 
 impl DispatchReason {
     /// All reasons, in the order of declaration.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Configured,
         Self::TimeLimit,
+        Self::Stopping,
         Self::NotStreamed,
         Self::Learning,
         Self::Room,
         Self::Held,
         Self::Expired,
+        Self::Drained,
         Self::Cancelled,
         Self::Full,
         Self::Refused,
@@ -50,11 +56,13 @@ impl DispatchReason {
         match self {
             Self::Configured => ["immediate", "configured"],
             Self::TimeLimit => ["immediate", "time-limit"],
+            Self::Stopping => ["immediate", "stopping"],
             Self::NotStreamed => ["immediate", "not-streamed"],
             Self::Learning => ["immediate", "learning"],
             Self::Room => ["immediate", "endpoint-free"],
             Self::Held => ["hold", "sent"],
             Self::Expired => ["hold", "max-hold"],
+            Self::Drained => ["hold", "stopping"],
             Self::Cancelled => ["hold", "cancelled"],
             Self::Full => ["hold", "full"],
             Self::Refused => ["hold", "refused"],
