@@ -20,7 +20,7 @@
 //! as plans look; all others are asked about when their turn comes.
 //!
 //! **Stopping** ([`Director::stop_holding`]): nothing is held any more, and what is held goes in its order to its best
-//! endpoint, [`STOPPING_PER_PLAN`] at a time, since it has to be answered before the process ends.
+//! endpoint, `STOPPING_PER_PLAN` at a time, since it has to be answered before the process ends.
 //!
 //! Rejected: a planning task with a channel (two hops more for each request, and a replay has no tasks), and
 //! deciding for all that is held (what is far back is decided again anyway).
