@@ -32,7 +32,7 @@ fn long(text: &str, words: usize) -> CompleteRequest {
     let headers =
         Headers::from([(":method", "POST"), (":path", "/v1/completions"), ("content-type", "application/json")]);
     let body = Bytes::from(format!(r#"{{"model":"m","stream":true,"prompt":"{}"}}"#, format!("{text} ").repeat(words)));
-    CompleteRequest { headers, body, has_body: true, subset: None }
+    CompleteRequest { headers, body, has_body: true, subset: None, may_wait: false }
 }
 
 /// Outstanding prefill in seconds and requests in flight, by slot.
