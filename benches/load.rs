@@ -2,7 +2,7 @@
 //!
 //! Four processes: this one, which is the data plane (it speaks ext_proc as Envoy does: full duplex, request and
 //! response phase, one stream per request) and the model servers' metrics pages; the *picker*, the release
-//! binary with its default profile before 100 endpoints that it scrapes every 50 ms; the *echo*, which is the
+//! binary with three weighted scorers before 100 endpoints that it scrapes every 50 ms; the *echo*, which is the
 //! floor; the *null* picker, which shows what the generator can do. The last three are started one beside the
 //! other, pinned to one core, and loaded in turns: echo, picker, echo, picker, so that what the machine does
 //! meanwhile meets both. Figures are medians of the rounds.
@@ -50,7 +50,7 @@ beside it. The goals are those that the project set itself.
 * *echo*: a server on tonic's gRPC stack that decides nothing and gives everything back, with the picker's messages, listener,
   threads and allocator. It is the floor that the goals are about.
 * *edge*: the picker's own edge with nothing behind it, which copies less than that stack does; beside it stands what picking costs.
-* *picker*: Pointsman with its default profile (`queue-scorer` 2, `kv-cache-utilization-scorer` 2, `prefix-cache-scorer` 3),
+* *picker*: Pointsman with the weights of llm-d-router's default (`queue-scorer` 2, `kv-cache-utilization-scorer` 2, `prefix-cache-scorer` 3),
   access log on, before 100 endpoints whose metrics it reads every 50 ms.
 * *null*: HTTP/2 without reading what comes; it shows what the load generator can do.
 ";

@@ -1,5 +1,5 @@
-//! What one decision costs: the default profile over 10, 1,000 and 10,000 endpoints, a prompt of 64
-//! prefix blocks; the same under `cost-picker`; and what it costs to read the accounts for it. The aim is 2, 20 and 200 microseconds and no allocation, which
+//! What one decision costs: three weighted scorers over 10, 1,000 and 10,000 endpoints, a prompt of 64
+//! prefix blocks; the same under `cost-picker`, the default; and what it costs to read the accounts for it. The aim is 2, 20 and 200 microseconds and no allocation, which
 //! `tests/pick_allocations.rs` holds to; the allocations are printed here too.
 //!
 //! `cargo bench --bench pick`

@@ -21,6 +21,7 @@ mod fleet;
 #[path = "scaled/pages.rs"]
 mod pages;
 #[path = "load/process.rs"]
+#[allow(dead_code, reason = "shared with the load benchmark, which needs more of it")]
 mod process;
 #[path = "scaled/wire.rs"]
 mod wire;

@@ -115,11 +115,33 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
     };
     b.need(Need::Prompts);
     if params.mode == DispatchMode::Hold {
+        check_hold(&params, b);
         for metric in [Metric::Waiting, Metric::KvUsage, Metric::CacheInfo] {
             b.need(Need::Metric(metric));
         }
     }
     Some(Built { dispatch: Some(Arc::new(settings(&params, prefix))), ..Built::default() })
+}
+
+/// Values that would hold nothing, or refuse what should be held.
+fn check_hold(params: &Params, b: &mut Build<'_>) {
+    if params.max_bytes.0 == 0 {
+        let message = "`0` has room for no request: each that should be held would be refused";
+        b.error("maxBytes", message, "write a size such as 1Gi, or `mode: immediate` to hold nothing");
+    }
+    let (above, longest) = (params.hold_above, params.max_hold);
+    if longest.is_zero() {
+        b.warn(
+            "maxHold",
+            "`0s` sends every request at once: nothing is held",
+            "write `mode: immediate`, or a time such as 60s",
+        );
+    } else if above >= longest {
+        let message = format!(
+            "`{above:?}` is not below `maxHold` ({longest:?}): what is held is mostly sent before an endpoint is free"
+        );
+        b.warn("holdAbove", message, "write a shorter time, such as the default of 200ms, or a longer maxHold");
+    }
 }
 
 fn settings(params: &Params, prefix: usize) -> Dispatch {

@@ -137,6 +137,7 @@ async fn configurations_and_arguments_pass_the_check() {
     let extra = [
         &["router.modelServers.type=triton"][..],
         &["router.modelServers.type=sglang"],
+        &["router.epp.pluginsConfigFile=weighted-plugins.yaml"],
         &[
             "router.epp.pluginsConfig.kind=EndpointPickerConfig",
             "router.epp.pluginsConfig.apiVersion=llm-d.ai/v1alpha1",
@@ -146,7 +147,9 @@ async fn configurations_and_arguments_pass_the_check() {
     let renderings = every_case().map(|(case, mode)| template(case, mode)).chain(extra.iter().map(|s| template_set(s)));
     for objects in renderings.chain(documents::values_of_the_pages()) {
         let files = object(&objects, "ConfigMap", "demo-epp")["data"].as_object().unwrap();
-        assert!(files.contains_key("default-plugins.yaml") && files.contains_key("payload-agnostic.yaml"));
+        for name in ["default-plugins.yaml", "weighted-plugins.yaml", "payload-agnostic.yaml"] {
+            assert!(files.contains_key(name), "{name}");
+        }
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in files {
             let path = folder.path().join(name);
@@ -164,15 +167,26 @@ async fn configurations_and_arguments_pass_the_check() {
     }
 }
 
-/// The built-in configuration means what the binary does without one, engines and metrics pages aside.
+/// The built-in configurations are the binary's default and the sample with weights, engines and metrics pages aside.
 #[test]
-fn the_default_configuration_is_the_binary_s() {
+fn the_built_in_configurations_are_the_binary_s() {
     let objects = template_set(&[]);
-    let rendered = text(&object(&objects, "ConfigMap", "demo-epp")["data"]["default-plugins.yaml"]);
-    let rendered = &helm::documents(rendered).unwrap()[0];
-    let own = std::fs::read_to_string(root("config/default.yaml")).unwrap();
-    let own = &helm::documents(&own).unwrap()[0];
-    assert_eq!(rendered["schedulingProfiles"], own["schedulingProfiles"]);
+    let read = |path: &str| helm::documents(&std::fs::read_to_string(root(path)).unwrap()).unwrap().remove(0);
+    for (file, own) in
+        [("default-plugins.yaml", "config/default.yaml"), ("weighted-plugins.yaml", "config/weighted-scorers.yaml")]
+    {
+        let rendered = text(&object(&objects, "ConfigMap", "demo-epp")["data"][file]);
+        let rendered = &helm::documents(rendered).unwrap()[0];
+        let own = &read(own);
+        assert_eq!(rendered["schedulingProfiles"], own["schedulingProfiles"], "{file}");
+        let scheduling: Vec<&Value> = rendered["plugins"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|p| !["metrics-data-source", "core-metrics-extractor"].contains(&text(&p["type"])))
+            .collect();
+        assert_eq!(scheduling, own["plugins"].as_array().unwrap().iter().collect::<Vec<_>>(), "{file}");
+    }
     let payload = text(&object(&objects, "ConfigMap", "demo-epp")["data"]["payload-agnostic.yaml"]);
     let own = std::fs::read_to_string(root("config/payload-agnostic.yaml")).unwrap();
     assert_eq!(helm::documents(payload), helm::documents(&own));

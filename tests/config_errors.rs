@@ -98,8 +98,9 @@ fn check_says_what_an_expression_switches_on() {
     assert!(!out.contains("KV cache usage: mine"), "{out}");
 }
 
-const SAMPLES: [&str; 6] = [
+const SAMPLES: [&str; 7] = [
     "config/default.yaml",
+    "config/weighted-scorers.yaml",
     "config/bounded-hash.yaml",
     "config/prefix-and-load.yaml",
     "config/session-affinity.yaml",
@@ -157,7 +158,7 @@ fn every_default_plugin_exists() {
     let config = load(&Source::Default, Settings::default(), &Tables::standard(), Purpose::Check)
         .unwrap_or_else(|e| panic!("{e}"));
     assert!(config.warnings.is_empty());
-    assert_eq!(config.producers.len(), 1);
+    assert_eq!(config.producers.len(), 2);
     assert_eq!(config.parsers.len(), 4);
 }
 

@@ -34,6 +34,36 @@ fn questions_with_one_prefix_share_an_endpoint_and_so_does_the_grown_prompt() {
     let cached = |cells: &[String]| cells[3].parse::<u64>().unwrap();
     assert_eq!(cached(&first), 0, "{text}");
     assert!(cached(&second) > 0 && cached(&grown) > cached(&second), "{text}");
+    // Costs of the endpoint that was picked and of the best other, in milliseconds.
+    let number = |cells: &[String], column: usize| cells[column].parse::<f64>().unwrap();
+    for warm in [&second, &grown] {
+        assert!(number(warm, 7) < number(warm, 8) / 2.0, "{text}");
+    }
+
+    // Why request 2 went there: a table of cost terms with every server, the margin, and what would have changed it.
+    let from = text.find("why request 2 went there").unwrap_or_else(|| panic!("{text}"));
+    let why = &text[from..];
+    let why = &why[..why.find("a session of four turns").unwrap()];
+    let picked = format!("profile default: {} (", second[1]);
+    for words in [
+        picked.as_str(),
+        "by cost-picker",
+        "prefill s",
+        "wait s",
+        "delay-on-others s",
+        "eviction s",
+        "balance s",
+        "memory s",
+        "cost s",
+        "  margin ",
+        "any one of these would have closed it",
+        "outcome: completed, status 200",
+    ] {
+        assert!(why.contains(words), "{words}:\n{text}");
+    }
+    for server in ["server-a", "server-b", "server-c", "server-d"] {
+        assert!(why.contains(server), "{server}:\n{text}");
+    }
 
     let raw = "raw, blocks of 4 tokens";
     let (first, second) = (row(&text, raw, "1 capital of France?"), row(&text, raw, "2 capital of Germany?"));
@@ -43,5 +73,6 @@ fn questions_with_one_prefix_share_an_endpoint_and_so_does_the_grown_prompt() {
     let session: Vec<String> =
         (1..=4).map(|t| row(&text, "a session of four turns", &format!("turn {t}"))[1].clone()).collect();
     assert!(session.iter().all(|endpoint| *endpoint == session[0]), "{text}");
-    assert!(text.contains("mixed requests"), "{text}");
+    let mixed = &text[text.find("48 mixed requests").unwrap_or_else(|| panic!("{text}"))..];
+    assert!(mixed.contains("waited in the picker") && mixed.contains("by cost-picker"), "{text}");
 }

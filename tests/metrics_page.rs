@@ -123,21 +123,21 @@ async fn the_page_is_well_formed_and_complete() {
     let shown = families(&page);
     let known: BTreeSet<String> = current.union(&older).cloned().collect();
     assert_eq!(shown.difference(&known).collect::<Vec<_>>(), Vec::<&String>::new(), "not in docs/metrics.md");
-    // The log is set up by the command only, nothing is traced here, there is no cluster, and no plugin
-    // keeps accounts.
+    // The log is set up by the command only, nothing is traced or logged for replays here, there is no cluster, and
+    // no plugin keeps accounts or holds requests.
     let absent: Vec<_> = known.difference(&shown).map(String::as_str).collect();
     let expected = [
         "leader_election_master_status",
-        // Nothing is configured that holds requests.
-        "llm_d_epp_dispatch_held_bytes",
-        "llm_d_epp_dispatch_held_requests",
-        "llm_d_epp_dispatch_held_seconds",
-        "llm_d_epp_dispatch_total",
+        "llm_d_epp_decision_log_lines_total",
         "llm_d_epp_discovery_age_seconds",
         "llm_d_epp_discovery_failures_total",
         "llm_d_epp_discovery_objects",
         "llm_d_epp_discovery_unreadable_objects_total",
         "llm_d_epp_discovery_watch_state",
+        "llm_d_epp_dispatch_held_bytes",
+        "llm_d_epp_dispatch_held_requests",
+        "llm_d_epp_dispatch_held_seconds",
+        "llm_d_epp_dispatch_total",
         "llm_d_epp_endpoint_outstanding_prefill_seconds",
         "llm_d_epp_endpoint_prefill_rate_tokens_per_second",
         "llm_d_epp_leader_election_contact_age_seconds",

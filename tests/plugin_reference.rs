@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};
 
+use pointsman::admission;
 use pointsman::collector::plugins::{CustomMetric, EngineConfig};
 use pointsman::config::Tables;
 use pointsman::scheduling::filters::{label_selector, utilization};
@@ -43,6 +44,11 @@ fn sections() -> Vec<(&'static str, &'static str, Vec<About>)> {
         ("Filters", "Remove candidates; named in a profile.", rows(filters::TABLE)),
         ("Scorers", "Rate candidates from 0 to 1; named in a profile, with a weight.", rows(scorers::TABLE)),
         ("Pickers", "Choose among rated candidates; one for each profile.", rows(pickers::TABLE)),
+        (
+            "Dispatch",
+            "Says when requests are sent; works by being declared, one in a configuration. Without it each is sent at once.",
+            rows(admission::TABLE),
+        ),
         ("Profile handlers", "Decide which profiles run.", rows(handlers::TABLE)),
         ("Data sources", "Fetch load from the model servers; named in `dataLayer.sources`.", kinds(&tables.sources)),
         ("Extractors", "Say what fetched series mean; named under a data source.", kinds(&tables.extractors)),

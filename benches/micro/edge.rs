@@ -145,7 +145,7 @@ pub fn stream(shape: Shape) -> impl FnMut() {
     DataPlane::new(Anywhere, shape, Arc::default()).into_run()
 }
 
-/// The edge and the director with the default profile.
+/// The edge and the director with weighted scorers.
 pub fn picker(shape: Shape, access_log: bool, recorded: usize) -> impl FnMut() {
     let Picker { directed, clock } = Picker::new(access_log, recorded);
     DataPlane::new(directed, shape, clock).into_run()

@@ -48,7 +48,7 @@ pub struct Queue {
 impl Queue {
     /// Over `endpoints` endpoints, of which the requests may use the first `open` ones, and these are busy.
     pub fn new(endpoints: u8, open: u8) -> Self {
-        let Picker { directed, clock } = Picker::configured(Some(CONFIG), endpoints, false, 0);
+        let Picker { directed, clock } = Picker::configured(CONFIG, endpoints, false, 0);
         // What the servers reported has lost its meaning.
         clock.advance(Duration::from_secs(60));
         let mut queue = Self { director: directed.0, clock, running: VecDeque::new(), held: VecDeque::new() };

@@ -1,4 +1,4 @@
-//! A director as the process makes it: the default profile over 100 endpoints whose load is known, or what a
+//! A director as the process makes it: three weighted scorers over 100 endpoints whose load is known, or what a
 //! configuration says.
 
 use std::collections::BTreeMap;
@@ -17,6 +17,10 @@ use pointsman::telemetry::metrics::Metrics;
 
 const ENDPOINTS: u8 = 100;
 
+/// llm-d-router's default weights. What the edge and the parts around the pick cost is counted with them, so that counts of
+/// different versions can be compared; the pick itself has a bench of its own.
+const WEIGHTED: &str = include_str!("../../config/weighted-scorers.yaml");
+
 /// No sample grows old while the clock is moved on.
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
@@ -27,15 +31,15 @@ pub struct Picker {
 }
 
 impl Picker {
-    /// With the profile that applies when none is configured; keeps records of as many decisions as `recorded` says.
+    /// With weighted scorers; keeps records of as many decisions as `recorded` says.
     pub fn new(access_log: bool, recorded: usize) -> Self {
-        Self::configured(None, ENDPOINTS, access_log, recorded)
+        Self::configured(WEIGHTED, ENDPOINTS, access_log, recorded)
     }
 
     /// With this configuration over so many endpoints.
-    pub fn configured(document: Option<&str>, endpoints: u8, access_log: bool, recorded: usize) -> Self {
-        let document = document.map(str::as_bytes);
-        let config = resolve("bench", document, Settings::default(), &Tables::standard(), Purpose::Check);
+    pub fn configured(document: &str, endpoints: u8, access_log: bool, recorded: usize) -> Self {
+        let config =
+            resolve("bench", Some(document.as_bytes()), Settings::default(), &Tables::standard(), Purpose::Check);
         let config = config.unwrap_or_else(|e| panic!("{e}"));
         let clock = Arc::new(ManualClock::default());
         let producers = config.producers.iter();
@@ -65,7 +69,7 @@ impl Picker {
                 test: config.registry.test_switches.clone(),
             },
         });
-        assert!(director.parts().settings.wants.prompts, "the default profile reads prompts");
+        assert!(director.parts().settings.wants.prompts, "the profile reads prompts");
         Self { directed: Directed(Arc::new(director)), clock }
     }
 }

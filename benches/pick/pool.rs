@@ -39,7 +39,7 @@ fn instance(table: &[Row], kind: &str) -> Built {
 }
 
 impl Pool {
-    /// `endpoints` endpoints under the default profile: queue 2, KV cache 2, prefix 3, highest wins.
+    /// `endpoints` endpoints under the weights of llm-d-router's default: queue 2, KV cache 2, prefix 3, highest wins.
     pub fn new(endpoints: usize) -> Self {
         let mut rng = fastrand::Rng::with_seed(1);
         let mut loads = LoadTable::new(Duration::from_secs(2));

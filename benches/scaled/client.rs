@@ -77,14 +77,10 @@ pub async fn exchange(
     let mut stream = Stream::open(connection.0.clone()).await?;
     stream.send(wire::request_headers())?;
     stream.send(wire::request_body(body(trace, id)))?;
-    let destination = loop {
-        match stream.next().await? {
-            Response::RequestHeaders(answer) => {
-                break wire::destination(&answer).ok_or("no destination in the answer")?;
-            }
-            Response::ImmediateResponse(refusal) => return Err(format!("refused: {:?}", refusal.status)),
-            _ => return Err("an answer out of turn".into()),
-        }
+    let destination = match stream.next().await? {
+        Response::RequestHeaders(answer) => wire::destination(&answer).ok_or("no destination in the answer")?,
+        Response::ImmediateResponse(refusal) => return Err(format!("refused: {:?}", refusal.status)),
+        _ => return Err("an answer out of turn".into()),
     };
     let pod = addresses.iter().position(|a| a.to_string() == destination).ok_or("an unknown destination")?;
     let (first, done) = fleet.borrow_mut().send(id, pod, clock.now());

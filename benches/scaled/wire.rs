@@ -49,7 +49,7 @@ pub fn request_headers() -> Bytes {
 
 /// The request's body in one piece.
 pub fn request_body(body: Bytes) -> Bytes {
-    framed(Request::RequestBody(wire::HttpBody { body, end_of_stream: true, ..Default::default() }), false)
+    framed(Request::RequestBody(wire::HttpBody { body, end_of_stream: true }), false)
 }
 
 /// The headers of a streamed answer.
@@ -60,7 +60,7 @@ pub fn response_headers() -> Bytes {
 
 /// A piece of the answer.
 pub fn response_body(body: String, end: bool) -> Bytes {
-    let body = wire::HttpBody { body: body.into(), end_of_stream: end, ..Default::default() };
+    let body = wire::HttpBody { body: body.into(), end_of_stream: end };
     framed(Request::ResponseBody(body), false)
 }
 

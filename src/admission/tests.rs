@@ -64,6 +64,24 @@ fn wrong_values_are_named() {
 }
 
 #[test]
+fn limits_that_hold_nothing_are_noticed() {
+    let (_, problems, _) = built("{maxBytes: 0}");
+    assert_eq!((problems.errors.len(), problems.warnings.len()), (1, 0));
+    assert!(problems.errors[0].path.ends_with("maxBytes") && problems.errors[0].fix.contains("1Gi"));
+    for (text, key) in
+        [("{maxHold: 0s}", "maxHold"), ("{holdAbove: 2s, maxHold: 2s}", "holdAbove"), ("{holdAbove: 90s}", "holdAbove")]
+    {
+        let (_, problems, _) = built(text);
+        assert_eq!((problems.errors.len(), problems.warnings.len()), (0, 1), "{text}");
+        assert!(problems.warnings[0].path.ends_with(key), "{:?}", problems.warnings[0]);
+    }
+    for text in ["{mode: immediate, maxBytes: 0, maxHold: 0s}", "{holdAbove: 0s}"] {
+        let (_, problems, _) = built(text);
+        assert!(problems.errors.is_empty() && problems.warnings.is_empty(), "{text}");
+    }
+}
+
+#[test]
 fn keys_grow_with_arrival_and_prefill_and_never_overflow() {
     let at = Timestamp(5_000_000);
     assert_eq!(order_key(at, 20.0, 0.0), 5_000_000);

@@ -18,7 +18,7 @@ use clap::Args;
 use crate::lifecycle::signal::Shutdown;
 use crate::sim::envoy;
 
-use stack::{Servers, Stack};
+use stack::{Picks, Servers, Stack};
 
 /// Port on which the demo's Envoy listens, if it is free.
 const PORT: u16 = 8081;
@@ -64,19 +64,24 @@ async fn show(args: &DemoArgs, binary: PathBuf, out: &mut dyn Write) -> anyhow::
     let servers = Servers::start(4, 16).await?;
     writeln!(out, "==> {} simulated model servers: {}", servers.len(), servers.names().join(", "))?;
 
-    writeln!(out, "==> picker and Envoy, blocks of 64 tokens (the default)")?;
-    let main = Stack::start(&servers, &binary, args.port, None).await?;
+    writeln!(out, "==> picker and Envoy, as shipped: the endpoint that costs least, in seconds")?;
+    let main = Stack::start(&servers, &binary, args.port, Picks::ByDefault).await?;
     writeln!(out, "    Envoy on http://{}, metrics on http://{}/metrics", main.proxy(), main.admin())?;
     scenes::with_system_prompt(&main, out).await?;
     scenes::conversation(&main, out).await?;
 
-    writeln!(out, "\n==> the same questions raw, with blocks of 4 tokens")?;
+    writeln!(out, "\n==> the questions alone, by weighted scorers over blocks of 4 tokens")?;
+    writeln!(out, "    Eight tokens are prefilled in less than a millisecond, so by cost all servers would be equal.")?;
     let small = Servers::start(4, 4).await?;
-    let raw = Stack::start(&small, &binary, 0, Some(4)).await?;
+    let raw = Stack::start(&small, &binary, 0, Picks::ByScores(4)).await?;
     scenes::raw_questions(&raw, out).await?;
     raw.stop().await;
 
-    writeln!(out, "\n==> {} mixed requests, 16 at a time", args.requests)?;
+    writeln!(
+        out,
+        "\n==> {} mixed requests, 16 at a time, some of them long and without a shared beginning",
+        args.requests
+    )?;
     servers.clear();
     scenes::mixed(&main, &servers, args.requests, out).await?;
     if args.once {
@@ -90,7 +95,8 @@ async fn show(args: &DemoArgs, binary: PathBuf, out: &mut dyn Write) -> anyhow::
          -d '{{\"model\":\"{model}\",\"max_tokens\":5,\"prompt\":\"'\"$(printf 'You are a careful assistant. %.0s' {{1..20}})\"'Hello\"}}' \\\n    \
          | grep -oE 'x-sim-endpoint.*|\"cached_tokens\":[0-9]+'\n\
          Then:\n  \
-         curl -s http://{admin}/debug/decisions     why each endpoint was picked\n  \
+         pointsman explain --url http://{admin}      why that endpoint was picked\n  \
+         curl -s http://{admin}/debug/decisions     the last decisions\n  \
          curl -s http://{admin}/metrics             what Prometheus scrapes\n  \
          curl -s http://{admin}/debug/config        the configuration with its defaults\n\
          Endpoints are read from {endpoints}; edit it while this runs.\n\

@@ -64,8 +64,13 @@ pub fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     };
     let page: Value = serde_json::from_slice(&page).context("the decisions are not JSON")?;
     let decision = choose(&page, args.id.as_deref())?;
-    write!(out, "{}", table::write(decision, args.rows))?;
+    write!(out, "{}", text(decision, args.rows))?;
     Ok(())
+}
+
+/// What the command prints of `decision`, as `/debug/decisions` shows it, with at most `rows` candidates.
+pub(super) fn text(decision: &Value, rows: usize) -> String {
+    table::write(decision, rows)
 }
 
 /// The newest decision on the page that `id` means.

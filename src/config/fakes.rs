@@ -120,7 +120,7 @@ fn beta<P: Params>(kind: &'static str, build: fn(&mut Build<'_>) -> Option<Built
     row::<P>(kind, &[], Stability::Beta, build)
 }
 
-/// Fake rows beside the real kinds of other groups.
+/// Fake rows beside the real kinds of other groups, and the real ones that the default configuration names.
 pub(crate) fn tables() -> Tables {
     let standard = Tables::standard();
     Tables {
@@ -170,6 +170,8 @@ pub(crate) fn tables() -> Tables {
                 b.params::<PickerParams>();
                 Some(Built::picker(Nothing))
             }),
+            crate::scheduling::pickers::cost::ROW,
+            crate::admission::ROW,
             beta::<NoParams>("single-profile-handler", |b| {
                 b.params::<NoParams>();
                 Some(Built::handler(Nothing))
@@ -198,6 +200,7 @@ pub(crate) fn tables() -> Tables {
                 b.produces(SignalKind::Prefix);
                 Some(Built { producer: Some(Arc::new(Nothing)), commit: Some(Arc::new(Nothing)), ..Built::default() })
             }),
+            crate::signals::accounts::ROW,
         ],
         ..standard
     }

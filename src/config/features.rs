@@ -149,13 +149,18 @@ mod tests {
     #[test]
     fn the_default_configuration_says_who_asks() {
         let all = features("", |_| {});
-        assert_eq!(by(&all, "prompts"), ["prefix-cache-scorer", "mirror-prefix-cache-producer"]);
+        let reading =
+            ["mirror-prefix-cache-producer", "prefill-account-producer", "cost-picker", "just-in-time-dispatch"];
+        assert_eq!(by(&all, "prompts"), reading);
         assert_eq!(by(&all, "prefix-index"), ["mirror-prefix-cache-producer"]);
-        assert_eq!(by(&all, "usage"), ["mirror-prefix-cache-producer", "--token-metrics"]);
+        assert_eq!(by(&all, "usage"), ["mirror-prefix-cache-producer", "cost-picker", "--token-metrics"]);
         assert_eq!(by(&all, "scraping"), ["metrics-data-source"]);
-        assert_eq!(by(&all, "metric-waiting"), ["queue-scorer", "pool gauges"]);
+        assert_eq!(by(&all, "metric-waiting"), ["cost-picker", "just-in-time-dispatch", "pool gauges"]);
         assert_eq!(by(&all, "metric-running"), ["pool gauges"]);
-        assert_eq!(by(&all, "metric-cache-info"), ["mirror-prefix-cache-producer"]);
+        assert_eq!(
+            by(&all, "metric-cache-info"),
+            ["mirror-prefix-cache-producer", "cost-picker", "just-in-time-dispatch"]
+        );
         assert_eq!(by(&all, "access-log"), ["--access-log"]);
         assert!(by(&all, "body-parsing").contains(&"openai-parser"));
         for off in ["in-flight", "sessions", "decision-log", "endpoint-scores", "traces"] {

@@ -238,7 +238,7 @@ fn gates(document: &Document, tables: &Tables, problems: &mut Problems) -> Gates
                         gate.at,
                         &gate.path,
                         "the feature gate `flowControl` is known to llm-d-router but not supported by this version",
-                        "remove it; without it nothing is queued, and requests of negative priority are refused when the pool is full",
+                        "remove it; the plugin just-in-time-dispatch holds requests by priority, and those of negative priority are refused when the pool is full",
                     );
                 }
                 gates.flow_control = on;

@@ -11,16 +11,16 @@
 //! plan decides on the planning thread with the same code as any decision, and commits by the same claims.
 //! While every endpoint is busy or promised, which is the usual case under overload, it costs what reading the
 //! accounts costs, whatever is held. It looks at the first `planDepth` only, asks again what is
-//! cached only for the first [`REFRESH`] times as many, each at most every [`FRESH`], and a bounded number
+//! cached only for the first `REFRESH` times as many, each at most every `FRESH`, and a bounded number
 //! of them in one plan. An endpoint that nobody of those it looked at chose (a filter may keep it from
-//! all) is not a reason to look again for [`BARREN`], or every event would cost a full round.
+//! all) is not a reason to look again for `BARREN`, or every event would cost a full round.
 //!
 //! **What is kept** of a request while it waits is the request and what cannot be found again cheaply (its block
 //! hashes). What the caches are believed to hold is by endpoint, so it is kept for the head of the queue only, as far
 //! as plans look; all others are asked about when their turn comes.
 //!
 //! **Stopping** ([`Director::stop_holding`]): nothing is held any more, and what is held goes in its order to its best
-//! endpoint, [`STOPPING_PER_PLAN`] at a time, since it has to be answered before the process ends.
+//! endpoint, `STOPPING_PER_PLAN` at a time, since it has to be answered before the process ends.
 //!
 //! Rejected: a planning task with a channel (two hops more for each request, and a replay has no tasks), and
 //! deciding for all that is held (what is far back is decided again anyway).

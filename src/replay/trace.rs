@@ -1,6 +1,6 @@
 //! Traffic to replay: when requests came, how long they were, and which blocks of prompt they share.
 //!
-//! A [`Trace`] is what was read or generated; [`scale`] makes an [`Arrivals`] of it, at the rate that is asked for.
+//! A [`Trace`] is what was read or generated; [`scale`] puts it at the rate that is asked for.
 //! Block ids are made dense on the way, so that what counts per block can be an array.
 //!
 //! # Output blocks

@@ -49,8 +49,8 @@ impl ParamSpec {
             text if text.starts_with(|c: char| c.is_ascii_digit()) => plain(text),
             variant => {
                 // `Scheme::Http` of "one of http https".
-                let wanted = variant.rsplit("::").next()?.to_ascii_lowercase();
-                self.ty.split(' ').find(|word| word.replace(['_', '-'], "") == wanted)?.into()
+                let wanted = variant.rsplit("::").next()?;
+                self.ty.split(' ').find(|word| word.replace(['_', '-'], "").eq_ignore_ascii_case(wanted))?.into()
             }
         })
     }

@@ -1,6 +1,8 @@
 //! The table of pickers, one file each.
 //!
-//! A picker gets weighted totals and answers with indices, best first. All randomness comes from the
+//! A picker gets weighted totals and answers with indices, best first. One that looks at load itself, whatever the
+//! scorers say, is built with [`Built::picker_by_load`](super::plugin::Built::picker_by_load); for a profile with any
+//! other picker and no scorer there is a warning. All randomness comes from the
 //! generator that the caller passes in, one per worker and never behind a lock (in the picker we
 //! replace, all pickers of all requests wait for one generator).
 

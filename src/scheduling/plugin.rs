@@ -239,6 +239,8 @@ pub struct Built {
     pub scorer: Option<Arc<dyn Scorer>>,
     /// As picker.
     pub picker: Option<Arc<dyn Picker>>,
+    /// Whether the picker looks at load itself. A profile that picks by anything else needs scorers.
+    pub weighs_load: bool,
     /// As profile handler.
     pub handler: Option<Arc<dyn Handler>>,
     /// As producer.
@@ -264,9 +266,14 @@ impl Built {
         Self { scorer: Some(Arc::new(scorer)), ..Self::default() }
     }
 
-    /// An instance that is a picker.
+    /// An instance that is a picker and goes by the totals, by lot or in turn.
     pub fn picker(picker: impl Picker + 'static) -> Self {
         Self { picker: Some(Arc::new(picker)), ..Self::default() }
+    }
+
+    /// An instance that is a picker and looks at the load of the candidates itself.
+    pub fn picker_by_load(picker: impl Picker + 'static) -> Self {
+        Self { weighs_load: true, ..Self::picker(picker) }
     }
 
     /// An instance that is a profile handler.

@@ -1,7 +1,7 @@
 //! What the producers that index prompts share: how a prompt becomes chains of block hashes, and who holds them.
 //!
 //! Reading order: [`hash`] (a prompt as a chain of block hashes), [`tree`] (who holds which blocks),
-//! [`index`] (shards, capacity, order of eviction, bounds, pins), then [`Blocks`] below, then a producer.
+//! [`index`] (shards, capacity, order of eviction, bounds, pins), then `Blocks` below, then a producer.
 //!
 //! # Block size
 //! `blockSizeTokens` if given. Otherwise, with `autoTune`, the largest block size that an endpoint

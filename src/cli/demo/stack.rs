@@ -23,6 +23,18 @@ pub const MODEL: &str = "demo/model";
 /// Decisions kept for the table.
 const KEPT: usize = 1000;
 
+/// What runs when nothing is configured.
+const DEFAULT: &str = include_str!("../../../config/default.yaml");
+
+/// How a stack picks.
+#[derive(Clone, Copy, Debug)]
+pub enum Picks {
+    /// As shipped.
+    ByDefault,
+    /// By weighted scores: prefix 2 in blocks of this many tokens, load 1.
+    ByScores(u32),
+}
+
 /// Simulated model servers.
 pub struct Servers {
     servers: Vec<SimHandle>,
@@ -100,9 +112,8 @@ impl Drop for Folder {
 }
 
 impl Stack {
-    /// Starts a picker with prefix weight 2 and load weight 1 and an Envoy on `port`. `block_tokens`
-    /// sets the block size of the prefix index; `None` leaves it to the engines (at least 64).
-    pub async fn start(servers: &Servers, envoy: &Path, port: u16, block_tokens: Option<u32>) -> anyhow::Result<Self> {
+    /// Starts a picker and an Envoy on `port`.
+    pub async fn start(servers: &Servers, envoy: &Path, port: u16, picks: Picks) -> anyhow::Result<Self> {
         let folder =
             Folder(std::env::temp_dir().join(format!("pointsman-demo-{}", uuid::Uuid::from_u128(fastrand::u128(..)))));
         std::fs::create_dir_all(&folder.0).with_context(|| format!("cannot create {}", folder.0.display()))?;
@@ -117,7 +128,7 @@ impl Stack {
         settings.limits.decisions_per_second = 0;
         settings.logging.access_log = false;
         settings.intervals.drain = Duration::ZERO;
-        let source = Source::Text(document(&endpoints, block_tokens));
+        let source = Source::Text(document(&endpoints, picks));
         let config = config::load(&source, settings, &Tables::standard(), Purpose::Serve)
             .map_err(|e| anyhow::anyhow!("{}", e.lines().collect::<Vec<_>>().join("\n")))?;
         let environment = Environment {
@@ -162,10 +173,17 @@ impl Stack {
         self.folder.0.join("endpoints.yaml")
     }
 
+    /// The decisions that are kept, oldest first.
+    pub fn decisions(&self) -> Vec<Value> {
+        match self.decisions.to_json()["decisions"].take() {
+            Value::Array(all) => all,
+            _ => Vec::new(),
+        }
+    }
+
     /// The decision on the request with this id.
     pub fn decision(&self, request_id: &str) -> Option<Value> {
-        let all = self.decisions.to_json();
-        all["decisions"].as_array()?.iter().rev().find(|d| d["requestId"] == request_id).cloned()
+        self.decisions().into_iter().rev().find(|d| d["requestId"] == request_id)
     }
 
     /// Stops Envoy, then the picker.
@@ -177,21 +195,39 @@ impl Stack {
     }
 }
 
-fn document(endpoints: &Path, block_tokens: Option<u32>) -> String {
-    let blocks = block_tokens.map_or_else(String::new, |n| format!("  parameters: {{blockSizeTokens: {n}}}\n"));
-    format!(
-        "apiVersion: llm-d.ai/v1alpha1\n\
-         kind: EndpointPickerConfig\n\
-         plugins:\n\
-         - type: file-discovery\n  parameters: {{path: '{}', watchFile: true}}\n\
-         - type: approx-prefix-cache-producer\n{blocks}\
-         - type: prefix-cache-scorer\n\
-         - type: load-aware-scorer\n\
-         schedulingProfiles:\n\
-         - name: default\n  plugins:\n  \
-         - {{pluginRef: prefix-cache-scorer, weight: 2}}\n  \
-         - {{pluginRef: load-aware-scorer, weight: 1}}\n\
-         dataLayer:\n  discovery: {{pluginRef: file-discovery}}\n",
-        endpoints.display()
-    )
+/// The configuration, with the endpoints from a file.
+fn document(endpoints: &Path, picks: Picks) -> String {
+    let discovery =
+        format!("- type: file-discovery\n  parameters: {{path: '{}', watchFile: true}}\n", endpoints.display());
+    let picking = match picks {
+        Picks::ByDefault => DEFAULT.to_owned(),
+        Picks::ByScores(tokens) => format!(
+            "apiVersion: llm-d.ai/v1alpha1\n\
+             kind: EndpointPickerConfig\n\
+             plugins:\n\
+             - type: approx-prefix-cache-producer\n  parameters: {{blockSizeTokens: {tokens}}}\n\
+             - type: prefix-cache-scorer\n\
+             - type: load-aware-scorer\n\
+             schedulingProfiles:\n\
+             - name: default\n  plugins:\n  \
+             - {{pluginRef: prefix-cache-scorer, weight: 2}}\n  \
+             - {{pluginRef: load-aware-scorer, weight: 1}}\n"
+        ),
+    };
+    let picking = picking.replacen("plugins:\n", &format!("plugins:\n{discovery}"), 1);
+    format!("{picking}dataLayer:\n  discovery: {{pluginRef: file-discovery}}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demo_picks_as_shipped() {
+        let text = document(Path::new("endpoints.yaml"), Picks::ByDefault);
+        let config =
+            config::load(&Source::Text(text), Settings::default(), &Tables::standard(), Purpose::Serve).unwrap();
+        assert_eq!(config.scheduler.profiles[0].picker.0.as_ref(), "cost-picker");
+        assert!(config.dispatch.is_some() && config.discovery.is_some() && config.warnings.is_empty());
+    }
 }

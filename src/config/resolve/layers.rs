@@ -258,7 +258,7 @@ fn flow_control(flow: &Placed<FlowControl>, gates: Gates, problems: &mut Problem
         problems.warn(
             flow.at,
             &flow.path,
-            "nothing here has an effect: requests are not queued, because the feature gate `flowControl` is off",
+            "nothing here has an effect: requests are not queued by it, because the feature gate `flowControl` is off",
             "remove the fields, or keep them for a version that queues",
         );
     }

@@ -200,9 +200,10 @@ fn finish(
     if let Some(entry) = picker.map(|i| plugins.entry(i))
         && let Some(picker) = &entry.built.picker
     {
-        if parts.scorers.is_empty() && problems.errors.is_empty() {
+        if parts.scorers.is_empty() && !entry.built.weighs_load && problems.errors.is_empty() {
             let message = format!("no scorer in the profile `{name}`: its endpoints are picked without regard to load");
-            problems.warn(at, path, message, "add scorers, such as queue-scorer and prefix-cache-scorer");
+            let fix = "pick with cost-picker, or add scorers, such as queue-scorer and prefix-cache-scorer";
+            problems.warn(at, path, message, fix);
         }
         resolved.profiles.push(Profile {
             name: name.clone(),

@@ -34,20 +34,20 @@ fn without_a_configuration_the_defaults_run() {
         let config = resolve("f", text.map(str::as_bytes), Settings::default(), &fakes::tables(), Purpose::Check)
             .unwrap_or_else(|e| panic!("{e}"));
         let profile = &config.scheduler.profiles[0];
-        let weights: Vec<_> = profile.scorers.iter().map(|s| (s.name.as_ref(), s.weight)).collect();
-        assert_eq!(
-            weights,
-            [("queue-scorer", 2.0), ("kv-cache-utilization-scorer", 2.0), ("prefix-cache-scorer", 3.0)]
-        );
         assert_eq!((config.scheduler.profiles.len(), profile.name.as_ref()), (1, "default"));
-        assert_eq!(profile.picker.0.as_ref(), "max-score-picker");
+        assert!(profile.filters.is_empty() && profile.scorers.is_empty());
+        assert_eq!(profile.picker.0.as_ref(), "cost-picker");
+        assert_eq!(config.dispatch.as_deref(), Some(&crate::scheduling::dispatch::Dispatch::default()));
         let parsers: Vec<_> = config.parsers.iter().map(|p| p.kind).collect();
         assert_eq!(parsers, ["openai-parser", "anthropic-parser", "vllmhttp-parser", "passthrough-parser"]);
         assert_eq!(config.sources.len(), 1);
         assert_eq!(config.sources[0].source.kind, "metrics-data-source");
         assert_eq!(config.sources[0].extractors[0].kind, "core-metrics-extractor");
         assert_eq!(config.saturation.kind, "utilization-detector");
-        assert_eq!(config.producers.iter().map(|p| p.kind).collect::<Vec<_>>(), ["mirror-prefix-cache-producer"]);
+        assert_eq!(
+            config.producers.iter().map(|p| p.kind).collect::<Vec<_>>(),
+            ["mirror-prefix-cache-producer", "prefill-account-producer"]
+        );
         assert!(names(&config).contains(&"single-profile-handler"));
         assert_eq!(config.gates, Gates { flow_control: false, populate_standby: true });
         assert_eq!(config.pool.name, "epp");
@@ -411,6 +411,18 @@ fn what_does_nothing_is_a_warning() {
         assert!(shown.contains(words), "{words}: {shown}");
     }
     assert!(warnings(&good("plugins: []\n"))[0].contains("no scorer"));
+}
+
+#[test]
+fn a_profile_needs_no_scorer_if_its_picker_looks_at_load() {
+    for row in crate::scheduling::pickers::TABLE {
+        let kind = row.about.kind;
+        let text = format!("{HEAD}plugins: [{{type: {kind}}}]\n");
+        let config = run(&text, Settings::default(), &Tables::standard()).unwrap_or_else(|e| panic!("{kind}: {e}"));
+        let blind = ["max-score-picker", "random-picker", "weighted-random-picker", "round-robin-picker"];
+        let warned = warnings(&config).iter().any(|w| w.contains("no scorer") && w.contains("cost-picker"));
+        assert_eq!(warned, blind.contains(&kind), "{kind}: {:?}", warnings(&config));
+    }
 }
 
 #[test]

@@ -40,7 +40,8 @@ fn play(pod: &mut Pod, trace: &Trace, works: &mut [Work], all: &[u32]) -> Vec<(u
     for _ in 0..100_000 {
         let Some(seconds) = pod.start(trace, works) else { break };
         now += seconds;
-        (finished.first.clear(), finished.done.clear());
+        finished.first.clear();
+        finished.done.clear();
         pod.end(trace, works, &mut finished);
         for id in &finished.first {
             firsts[*id as usize] = now;

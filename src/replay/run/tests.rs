@@ -30,11 +30,15 @@ fn scene(pods: usize) -> Scene {
 #[test]
 fn one_seed_gives_one_outcome_and_another_another() {
     let (trace, scene) = (small(), scene(3));
-    let one = play(&trace, &scene, &Source::Default, 1);
-    assert_eq!(one, play(&trace, &scene, &Source::Default, 1), "also after other runs on this thread");
-    assert_ne!(one, play(&trace, &scene, &Source::Default, 2));
-    assert_eq!(one.unfinished, 0);
-    assert!(one.ttft.len() > 80 && one.cached_tokens > 0, "{} requests", one.ttft.len());
+    let weighted = preset::source("llm-d-default");
+    for source in [&Source::Default, &weighted] {
+        let one = play(&trace, &scene, source, 1);
+        assert_eq!(one, play(&trace, &scene, source, 1), "also after other runs on this thread");
+        assert_eq!(one.unfinished, 0);
+        assert!(one.ttft.len() > 80 && one.cached_tokens > 0, "{} requests", one.ttft.len());
+    }
+    // Costs leave next to nothing to lots; equal totals are drawn by lot.
+    assert_ne!(play(&trace, &scene, &weighted, 1), play(&trace, &scene, &weighted, 2));
 }
 
 #[test]
@@ -91,4 +95,22 @@ fn the_number_of_threads_changes_nothing() {
     let impossible = Plan { loads: vec![1e7], ..plan.clone() };
     let failed = compare(&trace, &impossible, 2, &make, 2, &Progress::default(), &mut || {}).unwrap_err();
     assert!(failed.contains("times the traffic of the trace"), "{failed}");
+}
+
+#[test]
+fn held_requests_are_sent_in_the_end_also_after_a_restart() {
+    let hold = "apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\nplugins:\n\
+                - type: mirror-prefix-cache-producer\n- type: prefill-account-producer\n- type: cost-picker\n\
+                - type: just-in-time-dispatch\nschedulingProfiles:\n- name: default\n  plugins:\n\
+                \x20 - pluginRef: cost-picker\n";
+    let hold = Source::Text(hold.into());
+    let (trace, plain) = (small(), Scene { warm: 0.0, ..scene(1) });
+    let one = play(&trace, &plain, &hold, 1);
+    assert!(one.held_seconds > 1.0, "{} s held", one.held_seconds);
+    assert_eq!((one.unfinished, one.refused, one.ttft.len()), (0, 0, trace.requests.len()));
+    assert_eq!(one, play(&trace, &plain, &hold, 1));
+    let restarted = play(&trace, &Scene { restart: Some(0.6), ..plain.clone() }, &hold, 1);
+    assert_eq!((restarted.unfinished, restarted.refused, restarted.ttft.len()), (0, 0, trace.requests.len()));
+    let unseen = play(&trace, &Scene { streamed: false, ..plain }, &hold, 1);
+    assert!(unseen.held_seconds < one.held_seconds / 2.0, "{} s held without notices", unseen.held_seconds);
 }

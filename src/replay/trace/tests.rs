@@ -166,7 +166,7 @@ fn load_one_keeps_the_pods_busy_when_nothing_is_reused() {
 #[test]
 fn generated_traffic_has_the_numbers_that_were_asked_for() {
     for name in PRESETS {
-        let shape = Shape { seconds: 6_000.0, ..Shape::preset(name).unwrap() };
+        let shape = Shape { seconds: 2_500.0, ..Shape::preset(name).unwrap() };
         let trace = generate(&shape);
         assert_eq!(trace, generate(&shape), "{name} is repeatable");
         assert_ne!(trace, generate(&Shape { seed: 2, ..shape }));

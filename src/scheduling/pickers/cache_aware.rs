@@ -66,7 +66,7 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
     let prefix = b.consumes(SignalKind::Prefix, "prefixMatchInfoProducerName", name);
     b.consumes(SignalKind::InFlight, "inFlightLoadProducerName", params.in_flight_load_producer_name.as_deref());
     b.need(Need::Prompts);
-    Some(Built::picker(CacheAware { prefix, params }))
+    Some(Built::picker_by_load(CacheAware { prefix, params }))
 }
 
 struct CacheAware {

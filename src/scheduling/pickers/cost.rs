@@ -112,7 +112,7 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
         balance: params.balance_weight,
         memory: params.memory_weight,
     };
-    Some(Built::picker(CostPicker {
+    Some(Built::picker_by_load(CostPicker {
         prefix,
         weights,
         tie_seconds: params.tie_seconds,
@@ -214,17 +214,24 @@ impl Picker for CostPicker {
 
     fn costs(&self, cx: &Cycle<'_>, candidates: &[Slot], totals: &[f32]) -> Option<Costs> {
         let facts = Facts::of(cx, self.prefix);
+        // Without scorers there is nothing to show.
+        let scored = totals.iter().any(|credit| *credit != 0.0);
         let mut terms = Terms::NAMES.to_vec();
-        terms.push("scores");
+        terms.extend(scored.then_some("scores"));
         let mut values = Vec::with_capacity(candidates.len() * terms.len());
         let mut least = f32::INFINITY;
         for (slot, credit) in candidates.iter().zip(totals) {
             let of_slot = facts.terms(*slot, &self.weights);
             values.extend(of_slot.values());
-            values.push(-credit);
+            // Not a negation, which would show a zero as -0.
+            values.extend(scored.then_some(0.0 - credit));
             least = least.min(net(of_slot.sum(), *credit));
         }
         Some(Costs { terms, values, unit: "s", tolerance: self.tolerance(least) })
+    }
+
+    fn tie_rule(&self) -> Option<&'static str> {
+        Some("the least intake: what was sent there uncached of late, and 2000 tokens a request in flight")
     }
 }
 

@@ -66,7 +66,11 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
     b.need(Need::Prompts);
     b.need(Need::Metric(Metric::KvUsage));
     b.need(Need::Metric(Metric::CacheInfo));
-    Some(Built::picker(DynamoCost { count: params.max_num_of_endpoints, weight: params.overlap_score_weight, prefix }))
+    Some(Built::picker_by_load(DynamoCost {
+        count: params.max_num_of_endpoints,
+        weight: params.overlap_score_weight,
+        prefix,
+    }))
 }
 
 struct DynamoCost {

@@ -47,7 +47,7 @@ pub const ROW: Row = Row {
 fn build(b: &mut Build<'_>) -> Option<Built> {
     let params: Params = b.params();
     b.consumes(SignalKind::InFlight, "inFlightLoadProducerName", params.in_flight_load_producer_name.as_deref());
-    Some(Built::picker(LeastRequest { count: params.max_num_of_endpoints }))
+    Some(Built::picker_by_load(LeastRequest { count: params.max_num_of_endpoints }))
 }
 
 struct LeastRequest {

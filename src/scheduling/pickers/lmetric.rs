@@ -56,7 +56,7 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
     let prefix = b.consumes(SignalKind::Prefix, "prefixMatchInfoProducerName", name);
     b.consumes(SignalKind::InFlight, "inFlightLoadProducerName", params.in_flight_load_producer_name.as_deref());
     b.need(Need::Prompts);
-    Some(Built::picker(LMetric { count: params.max_num_of_endpoints, prefix }))
+    Some(Built::picker_by_load(LMetric { count: params.max_num_of_endpoints, prefix }))
 }
 
 struct LMetric {

@@ -85,6 +85,6 @@ What the schema cannot say, or cannot say well. Each message names the key, the 
 {{- if hasKey $own $key }}{{ fail (printf "router.epp.flags.%s: the chart sets this flag itself; use %s" $key (index $own $key)) }}{{ end -}}
 {{- end -}}
 {{- if not (hasKey (include "pointsman.configFiles" . | fromYaml) $r.epp.pluginsConfigFile) -}}
-{{- fail (printf "router.epp.pluginsConfigFile is %q, which is neither default-plugins.yaml, payload-agnostic.yaml nor a key of router.epp.pluginsCustomConfig" $r.epp.pluginsConfigFile) -}}
+{{- fail (printf "router.epp.pluginsConfigFile is %q, which is neither default-plugins.yaml, weighted-plugins.yaml, payload-agnostic.yaml nor a key of router.epp.pluginsCustomConfig" $r.epp.pluginsConfigFile) -}}
 {{- end -}}
 {{- end -}}

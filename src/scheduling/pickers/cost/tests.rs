@@ -97,8 +97,12 @@ fn what_it_went_by_can_be_read() {
     assert_eq!(costs.terms, ["prefill", "wait", "delay-on-others", "eviction", "balance", "memory", "scores"]);
     assert_eq!(costs.unit, "s");
     assert_eq!(costs.of(0), [1.0, 0.5, 0.0, 0.0, 0.0, 0.0, -0.25]);
-    assert_eq!(costs.of(1), [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.0]);
+    assert_eq!(costs.of(1), [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+    assert!(costs.of(1)[6].is_sign_positive(), "a zero is not shown as -0");
     assert!((costs.tolerance - 0.03).abs() < 1e-6);
+    let unscored = picker.costs(&scene.cycle(), &scene.slots(), &[0.0, 0.0]).unwrap();
+    assert_eq!((unscored.terms.len(), unscored.of(0)), (6, &[1.0, 0.5, 0.0, 0.0, 0.0, 0.0][..]));
+    assert!(picker.tie_rule().unwrap().contains("intake"));
 }
 
 #[test]
