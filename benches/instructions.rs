@@ -22,6 +22,8 @@ mod callgrind;
 mod chains;
 #[path = "micro/edge.rs"]
 mod edge;
+#[path = "micro/held.rs"]
+mod held;
 #[path = "micro/picker.rs"]
 mod picker;
 #[path = "pick/pool.rs"]

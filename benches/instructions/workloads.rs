@@ -22,6 +22,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 
 use super::chains::{BLOCKS, ENDPOINTS, grown, staircase};
 use super::edge::{self, Shape};
+use super::held::Queue;
 use super::pool::Pool;
 use super::requests::{CHUNK, LAST_CHUNK, chat};
 
@@ -74,6 +75,11 @@ pub const WORKLOADS: &[Workload] = &[
     workload("decision, 1 KB", 128, || Box::new(edge::decision(1 << 10))),
     workload("decision, 16 KB", 64, || Box::new(edge::decision(16 << 10))),
     workload("decision, 128 KB", 64, || Box::new(edge::decision(128 << 10))),
+    workload("plan, 10000 held, 8 endpoints busy", 100, || busy(8)),
+    workload("plan, 10000 held, 100 endpoints busy", 100, || busy(100)),
+    workload("plan, 10000 held, 1 of 8 endpoints taken", 64, || taken(8)),
+    workload("plan, 10000 held, 1 of 100 endpoints taken", 64, || taken(100)),
+    workload("plan, 10000 held, 1 of 100 endpoints for nobody", 10, || nobody(100)),
     workload("access log line", 100, access_line),
     workload("all of it, 1 KB and 3 chunks", 128, || whole(SMALL)),
     workload("all of it, 1 KB and 3 chunks, recorded", 128, || recorded(SMALL)),
@@ -189,6 +195,24 @@ fn whole(shape: Shape) -> Run {
 fn recorded(shape: Shape) -> Run {
     log_nowhere();
     Box::new(edge::picker(shape, true, 64))
+}
+
+/// A plan while nothing can go, which is all that most of them are under overload.
+fn busy(endpoints: u8) -> Run {
+    let mut queue = Queue::new(endpoints, endpoints);
+    Box::new(move || queue.plan(Duration::from_millis(20)))
+}
+
+/// An endpoint becomes free, and the next request goes there.
+fn taken(endpoints: u8) -> Run {
+    let mut queue = Queue::new(endpoints, endpoints);
+    Box::new(move || queue.next())
+}
+
+/// An endpoint is free that no request may use: a full round, which is made ten times a second at most.
+fn nobody(endpoints: u8) -> Run {
+    let mut queue = Queue::new(endpoints, endpoints - 1);
+    Box::new(move || queue.plan(Duration::from_millis(101)))
 }
 
 fn access_line() -> Run {

@@ -1,4 +1,5 @@
-//! A director as the process makes it: three weighted scorers over 100 endpoints whose load is known.
+//! A director as the process makes it: three weighted scorers over 100 endpoints whose load is known, or what a
+//! configuration says.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -32,13 +33,18 @@ pub struct Picker {
 impl Picker {
     /// With weighted scorers; keeps records of as many decisions as `recorded` says.
     pub fn new(access_log: bool, recorded: usize) -> Self {
+        Self::configured(WEIGHTED, ENDPOINTS, access_log, recorded)
+    }
+
+    /// With this configuration over so many endpoints.
+    pub fn configured(document: &str, endpoints: u8, access_log: bool, recorded: usize) -> Self {
         let config =
-            resolve("weighted", Some(WEIGHTED.as_bytes()), Settings::default(), &Tables::standard(), Purpose::Check);
+            resolve("bench", Some(document.as_bytes()), Settings::default(), &Tables::standard(), Purpose::Check);
         let config = config.unwrap_or_else(|e| panic!("{e}"));
         let clock = Arc::new(ManualClock::default());
         let producers = config.producers.iter();
         let director = Director::new(director::Parts {
-            pool: pool(&clock),
+            pool: pool(&clock, endpoints),
             scheduler: config.scheduler.clone(),
             producers: producers
                 .map(|p| NamedProducer { name: p.name.clone(), kind: p.kind, producer: p.producer.clone() })
@@ -73,7 +79,7 @@ fn prefix_producers(config: &Config) -> Vec<(Arc<str>, &'static str)> {
     config.registry.producers(SignalKind::Prefix).map(|name| (Arc::clone(name), kind(name))).collect()
 }
 
-fn pool(clock: &Arc<ManualClock>) -> Arc<Pool> {
+fn pool(clock: &Arc<ManualClock>, endpoints: u8) -> Arc<Pool> {
     let spec = |i: u8| EndpointSpec {
         name: format!("server-{i}"),
         namespace: "default".into(),
@@ -83,7 +89,7 @@ fn pool(clock: &Arc<ManualClock>) -> Arc<Pool> {
         labels: BTreeMap::new(),
     };
     let pool = Arc::new(Pool::new(PoolIdentity::default(), FOREVER, clock.clone(), Box::new(|_| {})));
-    pool.replace((1..=ENDPOINTS).map(spec).collect());
+    pool.replace((1..=endpoints).map(spec).collect());
     let mut rng = fastrand::Rng::with_seed(3);
     let snapshot = Arc::clone(&pool.snapshot());
     for endpoint in snapshot.topology.endpoints() {
