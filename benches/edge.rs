@@ -51,6 +51,10 @@ fn picker(c: &mut Criterion) {
     for (name, shape) in SHAPES {
         allocations::bench(&mut group, name, edge::picker(shape, false, 0));
     }
+    for (name, shape) in SHAPES {
+        let shipped = include_str!("../config/default.yaml");
+        allocations::bench(&mut group, &format!("{name}, by cost"), edge::configured(shape, shipped));
+    }
     group.finish();
 }
 

@@ -151,6 +151,12 @@ pub fn picker(shape: Shape, access_log: bool, recorded: usize) -> impl FnMut() {
     DataPlane::new(directed, shape, clock).into_run()
 }
 
+/// As [`picker`] with this configuration, access log on and no decision recorded.
+pub fn configured(shape: Shape, document: &str) -> impl FnMut() {
+    let Picker { directed, clock } = Picker::configured(document, 100, true, 0);
+    DataPlane::new(directed, shape, clock).into_run()
+}
+
 /// The director alone, from an exchange that opens to its end: the request is routed and nothing is answered.
 pub fn decision(body: usize) -> impl FnMut() {
     let Picker { directed, clock } = Picker::new(false, 0);
