@@ -233,27 +233,35 @@ fn picker(folder: &Path, config: &str, addresses: &[std::net::SocketAddr], speed
     Server::picker(core, free_port(), &args, &folder.join("picker.log"))
 }
 
-/// The times in `text` as they are at `speed`. The defaults are written out where a plugin has no parameters.
+/// The times in `text` as they are at `speed`; what is not written out is added.
 fn scaled(text: &str, speed: f64) -> String {
+    let extra = |line: &str| match line.trim() {
+        "- type: just-in-time-dispatch" => Some(format!("holdAbove: {}ms", (200.0 / speed) as u64)),
+        // What a second of balance is worth, and what counts as equal.
+        "- type: cost-picker" => Some(format!("balanceWeight: {}, tieSeconds: {}", 1.0 / speed, 0.01 / speed)),
+        "- type: prefill-account-producer" => {
+            Some(format!("initialPrefillRate: {}, maxPrefillRate: 2000000", 10_000.0 * speed))
+        }
+        _ => None,
+    };
     let mut out = String::new();
-    for line in text.lines() {
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
         out.push_str(line);
         out.push('\n');
-        match line.trim() {
-            "- type: just-in-time-dispatch" => {
-                let hold = (200.0 / speed) as u64;
-                out.push_str(&format!("  parameters: {{holdAbove: {hold}ms}}\n"));
+        let Some(extra) = extra(line) else { continue };
+        // It has parameters: in braces, in lines of their own, or none.
+        match lines.peek().map(|next| next.trim()) {
+            Some(next) if next.starts_with("parameters: {") => {
+                out.push_str(&format!("  {}\n", next.replacen('{', &format!("{{{extra}, "), 1)));
+                lines.next();
             }
-            "- type: cost-picker" => {
-                // What a second of balance is worth, and what counts as equal.
-                let (balance, tie) = (1.0 / speed, 0.01 / speed);
-                out.push_str(&format!("  parameters: {{balanceWeight: {balance}, tieSeconds: {tie}}}\n"));
+            Some("parameters:") => {
+                lines.next();
+                out.push_str("  parameters:\n");
+                out.extend(extra.split(", ").map(|one| format!("    {one}\n")));
             }
-            "- type: prefill-account-producer" => {
-                let rate = 10_000.0 * speed;
-                out.push_str(&format!("  parameters: {{initialPrefillRate: {rate}, maxPrefillRate: 2000000}}\n"));
-            }
-            _ => {}
+            _ => out.push_str(&format!("  parameters: {{{extra}}}\n")),
         }
     }
     out

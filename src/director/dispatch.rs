@@ -247,7 +247,8 @@ impl Director {
         let now = self.parts.clock.now();
         let settings = &*hold.settings;
         hold.collect(planner, woken);
-        if hold.is_stopping() {
+        // Without endpoints there is nothing to wait for: they are refused like those who come now.
+        if hold.is_stopping() || self.parts.pool.snapshot().topology.is_empty() {
             let mut order = std::mem::take(&mut planner.order);
             planner.queue.order(STOPPING_PER_PLAN, &mut order);
             for ticket in &order {
@@ -258,7 +259,8 @@ impl Director {
             planner.arrived.clear();
             return;
         }
-        while let Some(ticket) = planner.expired(now, settings.max_hold) {
+        for _ in 0..STOPPING_PER_PLAN {
+            let Some(ticket) = planner.expired(now, settings.max_hold) else { break };
             let mut always = Always { settings, arrival: now, key: None, prefill: 0.0 };
             if !self.try_send(hold, planner, ticket, &mut always, Why::Expired, woken) {
                 break;
@@ -269,7 +271,8 @@ impl Director {
         if !planner.barren.is_empty() {
             let mut walk = std::mem::take(&mut planner.walk);
             for ticket in &arrived {
-                let mut next = Next { settings, walk: &mut walk, promises: false, prefill: 0.0 };
+                let only = Some(planner.barren.clone());
+                let mut next = Next { settings, walk: &mut walk, promises: false, only, prefill: 0.0 };
                 self.try_send(hold, planner, *ticket, &mut next, Why::Held, woken);
             }
             planner.walk = walk;
@@ -287,7 +290,7 @@ impl Director {
             if planner.open.iter().all(|slot| walk.is_promised(*slot)) {
                 break;
             }
-            let mut next = Next { settings, walk: &mut walk, promises: true, prefill: 0.0 };
+            let mut next = Next { settings, walk: &mut walk, promises: true, only: None, prefill: 0.0 };
             if self.try_send(hold, planner, *ticket, &mut next, Why::Held, woken) {
                 // The accounts have changed with the commit.
                 self.look(hold, planner, now);
@@ -523,6 +526,8 @@ struct Next<'a> {
     walk: &'a mut Walk,
     /// Whether those behind it must know where it waits.
     promises: bool,
+    /// The endpoints that it may take, if not all: others are for those before it.
+    only: Option<EndpointSet>,
     /// Own prefill at the destination.
     prefill: f32,
 }
@@ -541,7 +546,8 @@ impl Gate for Next<'_> {
 
     fn lets(&mut self, cycle: &Cycle<'_>, _: &[Slot], destination: Slot) -> bool {
         self.prefill = Costs::of(cycle, self.settings.prefix).prefill(destination);
-        if !self.walk.is_promised(destination) && can_start(self.settings, cycle, destination) {
+        let may = self.only.as_ref().is_none_or(|only| only.contains(destination));
+        if may && !self.walk.is_promised(destination) && can_start(self.settings, cycle, destination) {
             return true;
         }
         if self.promises {

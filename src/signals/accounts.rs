@@ -67,9 +67,9 @@ crate::params! {
         /// Prefill rate in tokens per second that is believed until rates are learnt; counts like 5 s of prefill, so that a guess five times too low or too high costs less than 2 %.
         initial_prefill_rate: f64 = 10_000.0, "initialPrefillRate", 1.0..=10_000_000.0;
         /// Lowest prefill rate that is believed, in tokens per second: bounds what a stalled server can teach.
-        min_prefill_rate: f64 = 500.0, "minPrefillRate", 1.0..=10_000_000.0;
+        min_prefill_rate: f64 = 10.0, "minPrefillRate", 1.0..=10_000_000.0;
         /// Highest prefill rate that is believed, in tokens per second: bounds what wrongly counted cache hits can teach.
-        max_prefill_rate: f64 = 200_000.0, "maxPrefillRate", 1.0..=10_000_000.0;
+        max_prefill_rate: f64 = 2_000_000.0, "maxPrefillRate", 1.0..=10_000_000.0;
         /// Name of the prefix producer whose cached tokens are not charged; the first one, if any, by default.
         prefix_match_info_producer_name: Option<String> = None, "prefixMatchInfoProducerName";
     }

@@ -224,7 +224,11 @@ impl Mirror {
             }
             for endpoint in topology.endpoints() {
                 let Some(belief) = beliefs.get_mut(endpoint.slot.index()) else { continue };
-                if belief.generation != endpoint.generation {
+                // A thread with an older snapshot must not undo what is known of the slot's next endpoint.
+                if belief.generation > endpoint.generation {
+                    continue;
+                }
+                if belief.generation < endpoint.generation {
                     *belief = Belief { generation: endpoint.generation, ..Belief::default() };
                 }
                 if self.auto_tune {

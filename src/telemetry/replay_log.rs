@@ -50,7 +50,8 @@ struct Entry {
     at: f64,
     model: Box<str>,
     prompt_tokens: u64,
-    output_tokens: u64,
+    /// `null` where the server did not count them.
+    output_tokens: Option<u64>,
     block_tokens: u32,
     #[serde(serialize_with = "joined")]
     blocks: SmallVec<[Arc<[u64]>; 1]>,
@@ -118,7 +119,7 @@ impl ReplayLog {
             at: at.as_secs_f64(),
             model,
             prompt_tokens: usage.prompt_tokens.or(prompt_tokens).unwrap_or_else(in_blocks),
-            output_tokens: usage.completion_tokens.unwrap_or(0),
+            output_tokens: usage.completion_tokens,
             block_tokens,
             blocks: chains,
             endpoint,
@@ -264,7 +265,7 @@ mod tests {
         drop(log);
         let expected = "{\"at\":0.25,\"model\":\"m\",\"promptTokens\":200,\"outputTokens\":8,\"blockTokens\":0,\
                         \"blocks\":[],\"endpoint\":\"pod-2\",\"ttft\":0.31}\n\
-                        {\"at\":0.0,\"model\":\"m\",\"promptTokens\":192,\"outputTokens\":0,\"blockTokens\":64,\
+                        {\"at\":0.0,\"model\":\"m\",\"promptTokens\":192,\"outputTokens\":null,\"blockTokens\":64,\
                         \"blocks\":[18446744073709551615,2,3],\"endpoint\":\"pod-1\",\"ttft\":0.31}\n";
         assert_eq!(fs::read_to_string(&path).unwrap(), expected);
     }

@@ -144,9 +144,12 @@ impl Planner {
 
     /// Leaves the endpoints alone that nobody chose, until `until`.
     pub fn note_barren(&mut self, walk: &Walk, until: Timestamp) {
+        // All are looked at again when the first of them is due, so that none is left alone for longer.
+        if self.barren.is_empty() {
+            self.barren_until = until;
+        }
         for slot in self.open.iter().filter(|slot| !walk.is_promised(**slot)) {
             self.barren.insert(*slot);
-            self.barren_until = until;
         }
     }
 }
@@ -338,9 +341,11 @@ impl Hold {
             key: AtomicU64::new(key),
             inner: Mutex::new(Inner { state: State::Waiting(Box::new(waiting)), ticket: None, waker: None }),
         });
+        // Counted before a plan can see it, or its end could be counted first.
         self.held.bytes.fetch_add(place.bytes, Ordering::Relaxed);
+        let first = self.held.requests.fetch_add(1, Ordering::SeqCst) == 0;
         self.inbox.lock().arrivals.push_back(Arc::clone(&place));
-        if self.held.requests.fetch_add(1, Ordering::SeqCst) == 0 {
+        if first {
             self.filled.notify_one();
         }
         Held { hold: Arc::clone(self), place, names: Box::new(names), over: false }

@@ -137,6 +137,10 @@ pub fn read(name: &str, input: &mut dyn BufRead) -> Result<Trace, TraceError> {
         add(&mut trace, &mut dense, &mut form, &mut unknown_outputs, row).map_err(wrong)?;
     }
     trace.distinct = dense.len();
+    if trace.block_tokens == 0 {
+        // Nothing in it has a block, so that any size will do.
+        trace.block_tokens = MOONCAKE_BLOCK;
+    }
     if trace.requests.is_empty() {
         let what = "there is no request in it".to_owned();
         return Err(TraceError::Whole { file: name.to_owned(), what });
@@ -189,12 +193,14 @@ fn add(
     if !(at.is_finite() && at.abs() < 1e12) {
         return Err(format!("the time {at} is out of range"));
     }
-    if !(1..=1 << 20).contains(&block_tokens) {
+    // The log of a picker without a prefix index knows of no blocks.
+    let unhashed = block_tokens == 0 && ids.is_empty();
+    if !unhashed && !(1..=1 << 20).contains(&block_tokens) {
         return Err(format!("`blockTokens` is {block_tokens}; it must be between 1 and 1048576"));
     }
     if trace.block_tokens == 0 {
         trace.block_tokens = block_tokens;
-    } else if trace.block_tokens != block_tokens {
+    } else if !unhashed && trace.block_tokens != block_tokens {
         return Err(format!(
             "blocks of {block_tokens} tokens after blocks of {} tokens; split the log where that changed",
             trace.block_tokens
@@ -212,7 +218,7 @@ fn add(
     if output.is_none() {
         unknown_outputs.push(trace.requests.len());
     }
-    let needed = input.div_ceil(block_tokens) as usize;
+    let needed = input.div_ceil(block_tokens.max(1)) as usize;
     let ids = &ids[..ids.len().min(needed)];
     if trace.requests.len() >= MAX_REQUESTS || trace.ids.len() + ids.len() > MAX_BLOCKS {
         return Err(format!("a trace has at most {MAX_REQUESTS} requests and {MAX_BLOCKS} blocks; split it"));

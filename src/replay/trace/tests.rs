@@ -61,13 +61,16 @@ fn wrong_lines_are_named_with_file_and_line() {
         (row(0, 600, &[1]).replace("100", "99000000"), "99000000 output tokens are more"),
         (good.replace("\"timestamp\": 0", "\"timestamp\": 1e300"), "is out of range"),
         (format!("{good}{log}"), "trace.jsonl:2: this line has another form"),
-        (log.replace("64", "0"), "`blockTokens` is 0"),
+        (log.replace("64", "0").replace("[]", "[1]"), "`blockTokens` is 0"),
         (format!("{log}{}", log.replace("64", "16")), "trace.jsonl:2: blocks of 16 tokens after blocks of 64"),
         ("[[[[[[[[[[[[".into(), "trace.jsonl:1: no request"),
     ] {
         let message = parse(&text).unwrap_err().to_string();
         assert!(message.contains(what), "{message} / {what}");
     }
+    // The log of a picker without a prefix index.
+    let unhashed = parse(&(log.replace("64", "0") + &log)).unwrap();
+    assert_eq!((unhashed.block_tokens, unhashed.requests.len()), (64, 2));
     let empty = parse(&(row(0, 0, &[]) + &good)).unwrap();
     assert_eq!((empty.empty, empty.requests.len()), (1, 1));
 }

@@ -12,8 +12,8 @@
 //! `inflight-load-producer`.
 //!
 //! When it wins: few long sessions with memory for all of them. When it misleads: at middling and high load. Below the thresholds,
-//! and 32 requests may be a long queue, a match wins whatever waits there; above them every match is given up. Simulated on
-//! a conversation trace at 80 % load it has more than twice the mean time to first token of llm-d's default scorers.
+//! and 32 requests may be a long queue, a match wins whatever waits there; above them every match is given up.
+//! `docs/routing.md` measures it.
 //!
 //! ```yaml
 //! - type: cache-aware-picker

@@ -14,8 +14,7 @@
 //!
 //! When it wins: light load: it sees long prefills that queues do not show. When it misleads: near capacity. It is the expected time of this
 //! request alone; each request avoids a short wait by computing a prefix again elsewhere, which makes the wait longer for all.
-//! Simulated on a conversation trace it has 0.84 of the mean time to first token of llm-d's default scorers at half load, and more than
-//! twice theirs at full load.
+//! `docs/routing.md` measures it.
 //!
 //! ```yaml
 //! - type: dynamo-cost-picker

@@ -144,7 +144,7 @@ fn there_is_one_and_its_rates_are_in_order() {
     assert!(registry.needs(&Need::Prompts) && registry.take_missing().is_empty());
     let (second, problems) = build_in(&mut registry, &ROW, vec![]);
     assert!(second.is_none() && problems.errors[0].message.contains("twice"));
-    assert!(errors(&ROW, vec![("minPrefillRate", Value::Integer(300_000))])[0].contains("is above `maxPrefillRate`"));
+    assert!(errors(&ROW, vec![("minPrefillRate", Value::Integer(3_000_000))])[0].contains("is above `maxPrefillRate`"));
     assert!(errors(&ROW, vec![("prefixMatchInfoProducerName", text("x"))])[0].contains("no producer is called `x`"));
     let slow = build(&ROW, vec![("initialPrefillRate", Value::Integer(1_000))]);
     assert_eq!(of(&slow, &pool(1), 0, NOW).rate, 1_000.0);
