@@ -69,7 +69,7 @@ fn wrong_lines_are_named_with_file_and_line() {
         assert!(message.contains(what), "{message} / {what}");
     }
     // The log of a picker without a prefix index.
-    let unhashed = parse(&(log.replace("64", "0") + &log)).unwrap();
+    let unhashed = parse(&(log.replace("64", "0") + log)).unwrap();
     assert_eq!((unhashed.block_tokens, unhashed.requests.len()), (64, 2));
     let empty = parse(&(row(0, 0, &[]) + &good)).unwrap();
     assert_eq!((empty.empty, empty.requests.len()), (1, 1));
