@@ -53,7 +53,7 @@ fn picker(c: &mut Criterion) {
     }
     for (name, shape) in SHAPES {
         let shipped = include_str!("../config/default.yaml");
-        allocations::bench(&mut group, &format!("{name}, by cost"), edge::configured(shape, shipped));
+        allocations::bench(&mut group, &format!("{name}, by cost"), edge::configured(shape, shipped, 0));
     }
     group.finish();
 }

@@ -1,14 +1,14 @@
 //! The whole picker under load, beside a server that decides nothing: `make bench`.
 //!
-//! Four processes: this one, which is the data plane (it speaks ext_proc as Envoy does: full duplex, request and
+//! The processes: this one, which is the data plane (it speaks ext_proc as Envoy does: full duplex, request and
 //! response phase, one stream per request) and the model servers' metrics pages; the *picker*, the release
-//! binary with three weighted scorers before 100 endpoints that it scrapes every 50 ms; the *echo*, which is the
-//! floor; the *null* picker, which shows what the generator can do. The last three are started one beside the
-//! other, pinned to one core, and loaded in turns: echo, picker, echo, picker, so that what the machine does
-//! meanwhile meets both. Figures are medians of the rounds.
+//! binary with the shipped configuration before 100 endpoints that it scrapes every 50 ms; the same binary with three
+//! *weighted* scorers; the *echo*, which is the floor; the *null* picker, which shows what the generator can do. The
+//! servers are started one beside the other, pinned to one core, and loaded in turns: echo, picker, echo, picker, so
+//! that what the machine does meanwhile meets all. Figures are medians of the rounds.
 //!
 //! `cargo bench --bench load -- [--rounds N] [--seconds S] [--only PART] [--page FILE]`, where PART is one of
-//! direct, latency, idle, memory, envoy.
+//! direct, latency, recording, idle, memory, envoy.
 #![allow(clippy::disallowed_methods, reason = "a measurement is about real time")]
 
 #[path = "load/client.rs"]
@@ -42,6 +42,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const ENDPOINTS: usize = 100;
 
+/// What runs when no configuration is given.
+const SHIPPED: &str = include_str!("../config/default.yaml");
+/// The scorers of llm-d-router's default.
+const WEIGHTED: &str = include_str!("../config/weighted-scorers.yaml");
+
 const HEAD: &str = "# Benchmarks
 
 Written by `make bench`; every figure is of one run on one machine, the median of its rounds. What is compared is named
@@ -50,8 +55,10 @@ beside it. The goals are those that the project set itself.
 * *echo*: a server on tonic's gRPC stack that decides nothing and gives everything back, with the picker's messages, listener,
   threads and allocator. It is the floor that the goals are about.
 * *edge*: the picker's own edge with nothing behind it, which copies less than that stack does; beside it stands what picking costs.
-* *picker*: Pointsman with the weights of llm-d-router's default (`queue-scorer` 2, `kv-cache-utilization-scorer` 2, `prefix-cache-scorer` 3),
-  access log on, before 100 endpoints whose metrics it reads every 50 ms.
+* *picker*: Pointsman as shipped (`cost-picker`, `just-in-time-dispatch` that holds, accounts, mirror of the caches), access log
+  and record of decisions on, before 100 endpoints whose metrics it reads every 50 ms.
+* *weighted*: the same with the scorers of llm-d-router's default instead (`queue-scorer` 2, `kv-cache-utilization-scorer` 2,
+  `prefix-cache-scorer` 3).
 * *null*: HTTP/2 without reading what comes; it shows what the load generator can do.
 ";
 
@@ -117,6 +124,9 @@ async fn measure(plan: &Plan) {
     if plan.includes("direct") || plan.includes("latency") {
         direct(plan, &bench, &mut report).await;
     }
+    if plan.includes("recording") {
+        recording(plan, &bench, &mut report).await;
+    }
     if plan.includes("idle") {
         idle(plan, &bench, &mut report).await;
     }
@@ -144,32 +154,38 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Starts a picker before endpoints on `port`, on the servers' core or on any.
+    /// Starts the shipped picker before endpoints on `port`, on the servers' core or on any.
     fn picker(&self, core: Option<usize>, port: u16) -> Server {
-        self.picker_with(core, port, 0, |config| config)
+        self.picker_with(core, port, SHIPPED, &[])
     }
 
-    /// [`Bench::picker`] with another configuration, and its metrics on port `admin`.
-    fn picker_with(&self, core: Option<usize>, port: u16, admin: u16, change: impl FnOnce(String) -> String) -> Server {
+    /// [`Bench::picker`] with another configuration and further flags.
+    fn picker_with(&self, core: Option<usize>, port: u16, config: &str, flags: &[String]) -> Server {
         let endpoints: String = (1..=ENDPOINTS)
             .map(|i| {
                 let address = pages::address(i, port);
                 format!("- {{name: server-{i}, address: {}, port: {}}}\n", address.ip(), address.port())
             })
             .collect();
-        let file = self.folder.join(format!("endpoints-{port}.yaml"));
-        std::fs::write(&file, format!("endpoints:\n{endpoints}")).expect("a file");
-        let config = self.folder.join(format!("config-{port}.yaml"));
-        let text = include_str!("load/config.yaml").replace("ENDPOINTS_FILE", &file.display().to_string());
-        std::fs::write(&config, change(text)).expect("a file");
-        let args = [
-            format!("--config-file={}", config.display()),
+        let own = free_port();
+        let path = self.folder.join(format!("endpoints-{own}.yaml"));
+        std::fs::write(&path, format!("endpoints:\n{endpoints}")).expect("a file");
+        let discovery = format!("plugins:\n- {{type: file-discovery, parameters: {{path: '{}'}}}}\n", path.display());
+        let text =
+            config.replacen("plugins:\n", &discovery, 1) + "\ndataLayer: {discovery: {pluginRef: file-discovery}}\n";
+        let path = self.folder.join(format!("config-{own}.yaml"));
+        std::fs::write(&path, text).expect("a file");
+        let mut args = vec![
+            format!("--config-file={}", path.display()),
             "--grpc-health-port=0".into(),
-            format!("--metrics-port={admin}"),
             "--secure-serving=false".into(),
             "--refresh-metrics-interval=50ms".into(),
         ];
-        Server::picker(core, free_port(), &args, &self.folder.join("picker.log"))
+        if !flags.iter().any(|flag| flag.starts_with("--metrics-port")) {
+            args.push("--metrics-port=0".into());
+        }
+        args.extend_from_slice(flags);
+        Server::picker(core, own, &args, &self.folder.join(format!("picker-{own}.log")))
     }
 }
 
@@ -182,13 +198,15 @@ async fn direct(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
     let mut echo = Server::own("echo", bench.core);
     let mut picker = bench.picker(bench.core, bench.pages);
     let mut edge = Server::own("edge", bench.core);
+    let mut weighted = bench.picker_with(bench.core, bench.pages, WEIGHTED, &[]);
     let loads = [
         Load::connect(&mut null, 4).await,
         Load::connect(&mut echo, 4).await,
         Load::connect(&mut picker, 4).await,
         Load::connect(&mut edge, 4).await,
+        Load::connect(&mut weighted, 4).await,
     ];
-    let servers = [&null, &echo, &picker, &edge];
+    let servers = [&null, &echo, &picker, &edge, &weighted];
     let mut saturation = Vec::new();
     report.heading("CPU per request, over the wire");
     report.say("Closed loop over 4 connections; *at once* is the number of requests under way.\n");
@@ -201,6 +219,8 @@ async fn direct(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
         "edge",
         "picker",
         "picker ÷ echo",
+        "weighted",
+        "picker ÷ weighted",
         "requests/s null",
         "echo",
         "picker",
@@ -211,21 +231,25 @@ async fn direct(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
     ]);
     for (kilobytes, pieces, chunks, at_once, goal) in SHAPES {
         let requests = Requests::new(Shape { body: kilobytes << 10, pieces, chunks });
-        let mut runs: [Vec<Run>; 4] = Default::default();
+        let mut runs: [Vec<Run>; 5] = Default::default();
         for (load, server) in loads.iter().zip(servers) {
             load.closed(server, &requests, at_once, plan.time().min(Duration::from_millis(500))).await;
         }
         runs[0].push(loads[0].closed(servers[0], &requests, at_once, plan.time()).await);
         for _ in 0..plan.rounds {
-            for at in [1, 2, 3] {
+            for at in 1..servers.len() {
                 runs[at].push(loads[at].closed(servers[at], &requests, at_once, plan.time()).await);
             }
         }
-        let [null, echo, picker, edge] = [0, 1, 2, 3].map(|at| of(&runs[at], Run::cpu_per_request));
-        let ratio = median(runs[1].iter().zip(&runs[2]).map(|(e, p)| p.cpu_per_request() / e.cpu_per_request()));
+        let [null, echo, picker, edge, weighted] = [0, 1, 2, 3, 4].map(|at| of(&runs[at], Run::cpu_per_request));
+        let to_picker = |other: &[Run]| {
+            median(other.iter().zip(&runs[2]).map(|(other, p)| p.cpu_per_request() / other.cpu_per_request()))
+        };
         let rate = of(&runs[2], Run::rate);
         saturation.push((kilobytes, rate));
-        let ratio = report.at_most(&format!("CPU at {kilobytes} KB, {chunks} pieces out, ÷ echo"), ratio, goal, 2);
+        let what = format!("CPU at {kilobytes} KB, {chunks} pieces out,");
+        let to_echo = report.at_most(&format!("{what} ÷ echo"), to_picker(&runs[1]), goal, 2);
+        let to_weighted = report.at_most(&format!("{what} ÷ weighted"), to_picker(&runs[4]), 1.2, 2);
         let decision = |quantile| micros(of(&runs[2], |run| run.decision(quantile)));
         report.row(&[
             format!("{kilobytes} KB"),
@@ -235,7 +259,9 @@ async fn direct(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
             format!("{echo:.0} µs"),
             format!("{edge:.0} µs"),
             format!("{picker:.0} µs"),
-            ratio,
+            to_echo,
+            format!("{weighted:.0} µs"),
+            to_weighted,
             format!("{:.0}", of(&runs[0], Run::rate)),
             format!("{:.0}", of(&runs[1], Run::rate)),
             format!("{rate:.0}"),
@@ -269,6 +295,48 @@ async fn direct(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
         }
         cells.push(format!("p99 {goal} µs"));
         report.row(&cells);
+    }
+}
+
+/// What a record of a decision costs: the shipped picker with none, with those of the default rate and with all.
+async fn recording(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
+    const SETTINGS: [(&str, &str); 3] = [
+        ("none", "--debug-decisions=0"),
+        ("100 a second, the default", "--debug-decisions-rate=100"),
+        ("all", "--debug-decisions-rate=0"),
+    ];
+    report.heading("Recording decisions");
+    report.say("Closed loop, 1 KB in, 64 at once, 100 candidates in each record.\n");
+    report.table(&["recorded", "picker", "÷ none", "goal", "RSS"]);
+    let mut servers = SETTINGS.map(|(_, flag)| bench.picker_with(bench.core, bench.pages, SHIPPED, &[flag.to_owned()]));
+    let mut loads = Vec::new();
+    for server in &mut servers {
+        loads.push(Load::connect(server, 4).await);
+    }
+    let requests = Requests::new(Shape { body: 1 << 10, pieces: 1, chunks: 3 });
+    let mut runs: [Vec<Run>; 3] = Default::default();
+    // The ratio is near 1, so it takes more rounds than others to be told from noise.
+    for round in 0..=3 * plan.rounds {
+        for ((runs, load), server) in runs.iter_mut().zip(&loads).zip(&servers) {
+            let run = load.closed(server, &requests, 64, plan.time()).await;
+            if round > 0 {
+                runs.push(run);
+            }
+        }
+    }
+    for (((name, _), own), server) in SETTINGS.into_iter().zip(&runs).zip(&servers) {
+        let ratio = median(runs[0].iter().zip(own).map(|(none, run)| run.cpu_per_request() / none.cpu_per_request()));
+        let goal = match name {
+            "none" => String::new(),
+            _ => report.at_most(&format!("CPU with decisions recorded: {name}"), ratio, 1.02, 3),
+        };
+        report.row(&[
+            name.into(),
+            format!("{:.1} µs", of(own, Run::cpu_per_request)),
+            format!("{ratio:.3}"),
+            goal,
+            format!("{:.0} MiB", server.resident() as f64 / f64::from(1 << 20)),
+        ]);
     }
 }
 
@@ -310,10 +378,12 @@ async fn memory(bench: &Bench<'_>, report: &mut Report) {
     let mebibytes = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     report.heading("Memory");
     // Without the metrics' block size and capacity: the defaults of both, 31,250 blocks per endpoint.
-    let producer = "- {type: approx-prefix-cache-producer, parameters: {autoTune: false}}\n- {type: queue-scorer}";
+    let mirror = "- type: mirror-prefix-cache-producer\n";
+    let assumed = SHIPPED.replace(mirror, &format!("{mirror}  parameters: {{autoTune: false}}\n"));
+    assert_ne!(assumed, SHIPPED);
     let admin = free_port();
-    let mut picker =
-        bench.picker_with(bench.core, bench.pages, admin, |config| config.replace("- {type: queue-scorer}", producer));
+    let flags = [format!("--metrics-port={admin}")];
+    let mut picker = bench.picker_with(bench.core, bench.pages, &assumed, &flags);
     let load = Load::connect(&mut picker, 4).await;
     let empty = picker.resident();
     let fill = Requests::distinct(Shape { body: 256 << 10, pieces: 4, chunks: 0 });

@@ -4,7 +4,8 @@
 //! a request that was sent early was sent on what was known early. Held here it goes first where that costs
 //! the others little, to the endpoint that is best when it goes.
 //!
-//! Rule. In mode `hold` a request waits while the wait `W` at its best endpoint is above `holdAbove` (`H`),
+//! Rule. In mode `hold` a request waits while this picker's own part of the wait `W` at its best endpoint is above
+//! `holdAbove` (`H`),
 //! or while one that goes first waits for the same endpoint, or while that endpoint's cache has no room for
 //! it. The queue is ordered by `arrival + orderWeight × least own prefill time over the endpoints`, so within
 //! a flow nobody is overtaken by what came later than `orderWeight` times its own prefill time after it.
@@ -36,8 +37,9 @@
 //!
 //! Missing data: an endpoint whose account is empty has no wait; one whose cache size is unknown has room.
 //!
-//! When it misleads: work that others send is seen only as the scraped count of waiting requests. Each
-//! replica of the picker has a queue of its own.
+//! When it misleads: work that others send is seen only as the scraped count of waiting requests, which the choice of
+//! the endpoint counts and the holding does not: nobody here would see it end, and next to others who do
+//! not wait a request could wait for ever. Each replica of the picker has a queue of its own.
 //!
 //! ```yaml
 //! - type: just-in-time-dispatch
@@ -116,6 +118,7 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
     b.need(Need::Prompts);
     if params.mode == DispatchMode::Hold {
         check_hold(&params, b);
+        b.need(Need::Caches);
         for metric in [Metric::Waiting, Metric::KvUsage, Metric::CacheInfo] {
             b.need(Need::Metric(metric));
         }

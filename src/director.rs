@@ -249,10 +249,10 @@ impl Director {
                 let now = parts.clock.now();
                 recorded = recorded || attempts == 0 && parts.decisions.wants(request, now);
                 let explain = recorded || parts.settings.emit_scores;
-                let may_wait = gate.as_ref().is_some_and(|gate| gate.may_refuse());
+                let refuses_often = gate.as_ref().is_some_and(|gate| gate.refuses_often());
                 let drawn = rng.get_seed();
                 let cycle = Cycle { request, snapshot: &snapshot, signals, now };
-                let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain && !may_wait);
+                let scheduled = parts.scheduler.schedule(&cycle, candidates, rng, scratch, explain && !refuses_often);
                 let took = parts.clock.now().since(now);
                 let lacks_prefix = |decision: &Decision| {
                     request.headers.get("prefer").is_some_and(|v| v.eq_ignore_ascii_case("if-available"))
@@ -273,7 +273,7 @@ impl Director {
                     return Err(Rejection::PreconditionFailed("no decode worker has the requested KV cache".into()));
                 }
                 if explain {
-                    if may_wait {
+                    if refuses_often {
                         self.explain(&cycle, candidates, drawn, scratch, &mut decision);
                     }
                     let explained = decision.profiles.iter_mut().filter_map(|p| p.explanation.as_deref_mut());
@@ -387,8 +387,8 @@ enum Facts {
 
 /// Who decides whether a request is sent now.
 trait Gate {
-    /// Whether it may ever say no.
-    fn may_refuse(&self) -> bool {
+    /// Whether most that it is asked about wait, so that a choice is explained only after it was let.
+    fn refuses_often(&self) -> bool {
         true
     }
     /// Adds what is promised to those before it.

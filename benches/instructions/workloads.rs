@@ -83,9 +83,10 @@ pub const WORKLOADS: &[Workload] = &[
     workload("access log line", 100, access_line),
     workload("all of it, 1 KB and 3 chunks", 128, || whole(SMALL)),
     workload("all of it, 1 KB and 3 chunks, recorded", 128, || recorded(SMALL)),
-    workload("all of it, 1 KB and 3 chunks, by cost", 128, || by_cost(SMALL)),
-    workload("all of it, 16 KB and 3 chunks, by cost", 64, || by_cost(MIDDLE)),
-    workload("all of it, 128 KB and 3 chunks, by cost", 64, || by_cost(LARGE)),
+    workload("all of it, 1 KB and 3 chunks, by cost", 128, || by_cost(SMALL, 0)),
+    workload("all of it, 1 KB and 3 chunks, by cost, recorded", 128, || by_cost(SMALL, 64)),
+    workload("all of it, 16 KB and 3 chunks, by cost", 64, || by_cost(MIDDLE, 0)),
+    workload("all of it, 128 KB and 3 chunks, by cost", 64, || by_cost(LARGE, 0)),
     workload("all of it, 16 KB and 3 chunks", 64, || whole(MIDDLE)),
     workload("all of it, 128 KB and 3 chunks", 64, || whole(LARGE)),
     workload("all of it, 1 KB and 100 chunks", 64, || whole(LONG)),
@@ -200,10 +201,10 @@ fn recorded(shape: Shape) -> Run {
     Box::new(edge::picker(shape, true, 64))
 }
 
-/// As [`whole`], with the configuration that is shipped.
-fn by_cost(shape: Shape) -> Run {
+/// As [`whole`], with the configuration that is shipped and so many records of decisions.
+fn by_cost(shape: Shape, recorded: usize) -> Run {
     log_nowhere();
-    Box::new(edge::configured(shape, include_str!("../../config/default.yaml")))
+    Box::new(edge::configured(shape, include_str!("../../config/default.yaml"), recorded))
 }
 
 /// A plan while nothing can go, which is all that most of them are under overload.

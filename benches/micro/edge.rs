@@ -151,9 +151,9 @@ pub fn picker(shape: Shape, access_log: bool, recorded: usize) -> impl FnMut() {
     DataPlane::new(directed, shape, clock).into_run()
 }
 
-/// As [`picker`] with this configuration, access log on and no decision recorded.
-pub fn configured(shape: Shape, document: &str) -> impl FnMut() {
-    let Picker { directed, clock } = Picker::configured(document, 100, true, 0);
+/// As [`picker`] with this configuration, access log on and so many decisions recorded.
+pub fn configured(shape: Shape, document: &str, recorded: usize) -> impl FnMut() {
+    let Picker { directed, clock } = Picker::configured(document, 100, true, recorded);
     DataPlane::new(directed, shape, clock).into_run()
 }
 

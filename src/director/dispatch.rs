@@ -317,7 +317,7 @@ impl Director {
         let cycle = Cycle { request: &request, snapshot: &snapshot, signals: &planner.signals, now };
         planner.open.clear();
         let costs = Costs::of(&cycle, hold.settings.prefix);
-        let free = |slot: &&Slot| costs.wait(**slot) <= hold.settings.hold_above;
+        let free = |slot: &&Slot| costs.own_wait(**slot) <= hold.settings.hold_above;
         let open = snapshot.topology.live_slots().iter().filter(|slot| !planner.barren.contains(**slot)).filter(free);
         planner.open.extend(open);
         !planner.open.is_empty()
@@ -467,7 +467,7 @@ fn key_of(settings: &Dispatch, arrival: Timestamp, cycle: &Cycle<'_>, candidates
 /// Whether `slot` can start on the request of `cycle` now.
 fn can_start(settings: &Dispatch, cycle: &Cycle<'_>, slot: Slot) -> bool {
     let costs = Costs::of(cycle, settings.prefix);
-    costs.wait(slot) <= settings.hold_above && costs.has_room(slot)
+    costs.own_wait(slot) <= settings.hold_above && costs.has_room(slot)
 }
 
 /// Sends whatever the wait.
@@ -479,7 +479,7 @@ struct Always<'a> {
 }
 
 impl Gate for Always<'_> {
-    fn may_refuse(&self) -> bool {
+    fn refuses_often(&self) -> bool {
         false
     }
 
@@ -505,6 +505,11 @@ struct Arrival<'a> {
 }
 
 impl Gate for Arrival<'_> {
+    // It is asked only while nothing is held.
+    fn refuses_often(&self) -> bool {
+        false
+    }
+
     fn lets(&mut self, cycle: &Cycle<'_>, candidates: &[Slot], destination: Slot) -> bool {
         let learnt = |view: &AccountView| view.samples >= self.settings.min_samples;
         if !cycle.signals.accounts.as_ref().is_some_and(learnt) {

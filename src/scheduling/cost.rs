@@ -256,10 +256,11 @@ impl<'a> Facts<'a> {
         prefill(self.uncached(slot), self.account(slot).rate)
     }
 
-    /// Wait (`W`) at `slot` in seconds, without what is promised to held requests that go first.
+    /// The part of the wait (`W`) at `slot` that this picker caused itself, in seconds, without what is promised to held
+    /// requests that go first: it ends with first tokens that this picker will see.
     #[inline]
-    pub fn wait(&self, slot: Slot) -> f32 {
-        self.wait_of(slot, &self.account(slot), self.age(slot))
+    pub fn own_wait(&self, slot: Slot) -> f32 {
+        own_wait(&self.account(slot))
     }
 
     #[inline]

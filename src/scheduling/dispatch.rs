@@ -39,7 +39,7 @@ impl Param for DispatchMode {
 pub struct Dispatch {
     /// When requests are sent.
     pub mode: DispatchMode,
-    /// Wait in seconds at the best endpoint above which a request is held (`H`).
+    /// Own part of the wait, in seconds, at the best endpoint above which a request is held (`H`).
     pub hold_above: f32,
     /// Seconds of waiting that one second of own prefill counts for in the order (`kappa`).
     pub order_weight: f64,

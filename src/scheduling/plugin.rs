@@ -15,6 +15,7 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::dispatch::Dispatch;
 use super::params::{ParamSpec, Params};
@@ -66,6 +67,19 @@ pub trait Picker: Send + Sync {
     /// decisions that are recorded. A picker that minimises a cost gives its terms.
     fn costs(&self, _cx: &Cycle<'_>, _candidates: &[Slot], _totals: &[f32]) -> Option<Costs> {
         None
+    }
+
+    /// [`Picker::pick`] and [`Picker::costs`] in one, for a picker whose terms are dear to compute twice.
+    fn pick_explained(
+        &self,
+        cx: &Cycle<'_>,
+        candidates: &[Slot],
+        totals: &[f32],
+        rng: &mut fastrand::Rng,
+        picked: &mut Vec<usize>,
+    ) -> Option<Costs> {
+        self.pick(cx, candidates, totals, rng, picked);
+        self.costs(cx, candidates, totals)
     }
 
     /// What decides among candidates that count as equal, to follow "equals are decided by", for decisions that
@@ -289,6 +303,8 @@ pub enum Need {
     Prompts,
     /// Token counts of the answer.
     Usage,
+    /// Sizes and ages of caches, from a prefix producer that knows them.
+    Caches,
     /// A metric of the model server.
     Metric(Metric),
 }
@@ -347,6 +363,7 @@ pub struct Registry {
     pub needs: BTreeMap<Need, Vec<String>>,
     /// What test plugins change outside of themselves.
     pub test_switches: TestSwitches,
+    asked: Vec<(Need, Arc<AtomicBool>)>,
     producers: Vec<(SignalKind, Arc<str>)>,
     missing: Vec<SignalKind>,
 }
@@ -388,6 +405,21 @@ impl Registry {
     /// Whether some plugin has `need`.
     pub fn needs(&self, need: &Need) -> bool {
         self.needs.contains_key(need)
+    }
+
+    /// Whether some plugin has `need`, for a plugin that is built before all others are: true until
+    /// [`Registry::settle`] knows.
+    pub fn watch(&mut self, need: Need) -> Arc<AtomicBool> {
+        let flag = Arc::new(AtomicBool::new(true));
+        self.asked.push((need, Arc::clone(&flag)));
+        flag
+    }
+
+    /// Answers those who [watch](Registry::watch), once every plugin is built.
+    pub fn settle(&mut self) {
+        for (need, flag) in std::mem::take(&mut self.asked) {
+            flag.store(self.needs.contains_key(&need), Ordering::Relaxed);
+        }
     }
 }
 

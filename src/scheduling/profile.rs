@@ -234,7 +234,12 @@ impl Profile {
             laps.summed(totals);
         }
         picked.clear();
-        self.picker.1.pick(cx, candidates, totals, rng, picked);
+        match explanation.as_mut() {
+            None => self.picker.1.pick(cx, candidates, totals, rng, picked),
+            Some(explanation) => {
+                explanation.costs = self.picker.1.pick_explained(cx, candidates, totals, rng, picked);
+            }
+        }
         if let Some(laps) = laps {
             laps.lap("Picker", &self.picker.0);
             laps.end();
@@ -243,7 +248,6 @@ impl Profile {
             explanation.totals = totals.clone();
             explanation.picker = Arc::clone(&self.picker.0);
             explanation.tie = self.picker.1.tie_rule();
-            explanation.costs = self.picker.1.costs(cx, candidates, totals);
         }
         let ranked: smallvec::SmallVec<[Ranked; 1]> = picked
             .iter()

@@ -50,7 +50,7 @@
 //! are read for every endpoint in each pick).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -123,6 +123,7 @@ fn build(build: &mut Build<'_>) -> Option<Built> {
     let bytes = index_bytes(build, params.max_index_bytes)?;
     build.need(Need::Prompts);
     build.need(Need::Usage);
+    let shows_caches = build.registry.watch(Need::Caches);
     if params.auto_tune {
         build.need(Need::Metric(Metric::CacheInfo));
     }
@@ -136,6 +137,7 @@ fn build(build: &mut Build<'_>) -> Option<Built> {
             correct: params.correct_capacity,
             capacity,
             reserve: f64::from(params.output_reserve_tokens),
+            shows_caches,
             ratios: Ratios::default(),
             reuse_age: AtomicU32::new(FIRST_REUSE_AGE.to_bits()),
             beliefs: Mutex::default(),
@@ -195,6 +197,8 @@ struct Mirror {
     capacity: u64,
     /// Tokens kept free per request in flight.
     reserve: f64,
+    /// Whether anybody reads sizes and ages.
+    shows_caches: Arc<AtomicBool>,
     ratios: Ratios,
     /// Bits of an `f32`, in seconds.
     reuse_age: AtomicU32,
@@ -267,6 +271,9 @@ impl Mirror {
         let block_bytes = tuning.block_tokens as f32 * STREAM_BYTES as f32;
         found.learnt_block_tokens = ratio.map_or(0.0, |ratio| block_bytes / ratio);
         found.prompt_tokens = ratio.map(|ratio| (stream_bytes(request) as f64 / f64::from(ratio)).round() as u64);
+        if !self.shows_caches.load(Ordering::Relaxed) {
+            return;
+        }
         let caches = found.caches.get_or_insert_default();
         caches.capacity.clear();
         caches.capacity.extend(tuning.capacity.iter().map(|tokens| f32::from_bits(tokens.load(Ordering::Relaxed))));

@@ -432,7 +432,9 @@ impl<'t> Plugins<'t> {
 
     /// The shared state, when everything is built.
     pub fn into_registry(self) -> Registry {
-        self.registry
+        let mut registry = self.registry;
+        registry.settle();
+        registry
     }
 }
 

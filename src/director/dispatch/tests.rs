@@ -462,13 +462,12 @@ fn endpoints_that_go_or_come_are_seen() {
     world.assert_empty();
 }
 
-#[test]
-fn an_endpoint_without_room_is_waited_for() {
-    let world = world(1, "{}", true);
-    let sample = |kv: f32| LoadSample {
+/// What the metrics of the only endpoint say from now on.
+fn report(world: &World, waiting: f32, kv_usage: f32) {
+    let sample = LoadSample {
         taken_at: world.clock.now(),
-        waiting: Some(0.0),
-        kv_usage: Some(kv),
+        waiting: Some(waiting),
+        kv_usage: Some(kv_usage),
         detail: Arc::new(crate::domain::load::LoadDetail {
             block_size: Some(16),
             num_blocks: Some(1_000),
@@ -477,18 +476,35 @@ fn an_endpoint_without_room_is_waited_for() {
         ..LoadSample::default()
     };
     let endpoint = Arc::clone(world.pool.snapshot().topology.endpoints().next().expect("one"));
-    let report = |kv| {
-        world.pool.report(endpoint.slot, endpoint.generation, &sample(kv));
-        let mut publishing = std::pin::pin!(world.pool.publish_samples());
-        assert!(publishing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
-    };
+    world.pool.report(endpoint.slot, endpoint.generation, &sample);
+    let mut publishing = std::pin::pin!(world.pool.publish_samples());
+    assert!(publishing.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+}
+
+#[test]
+fn an_endpoint_without_room_is_waited_for() {
+    let world = world(1, "{}", true);
     let mut running = world.sent(request(100));
     running.first_token(&world);
-    report(0.95);
+    report(&world, 0.0, 0.95);
     let mut held = world.held(request(1_000));
-    report(0.5);
+    report(&world, 0.0, 0.5);
     world.director.plan();
     assert!(poll(&mut held).is_some());
+}
+
+#[test]
+fn what_others_have_waiting_is_not_waited_for() {
+    let world = world(1, "{}", true);
+    // A backlog that this picker had no part in, and whose end it would not see.
+    report(&world, 1_000.0, 0.5);
+    let mut first = world.sent(request(RATE));
+    // It does wait for its own.
+    let mut second = world.held(request(RATE));
+    first.first_token(&world);
+    report(&world, 1_000.0, 0.5);
+    world.director.plan();
+    assert!(poll(&mut second).is_some());
 }
 
 #[test]

@@ -86,7 +86,7 @@ fn a_price_is_the_weighted_terms() {
     let facts = Facts::new(Some(&accounts), Some(&prefix), &loads, 6_000, NOW);
     assert_close(facts.uncached(Slot(0)), 4_000.0);
     assert_close(facts.prefill(Slot(0)), 2.0);
-    assert_close(facts.wait(Slot(0)), 1.5);
+    assert_close(facts.own_wait(Slot(0)), 1.0);
     let once = Weights { prefill: 1.0, wait: 1.0, delay_on_others: 1.0, eviction: 1.0, balance: 1.0, memory: 1.0 };
     let terms = facts.terms(Slot(0), &once);
     assert_close(terms.prefill, 2.0);
@@ -185,7 +185,7 @@ proptest! {
         let loads = loads(sample(age, waiting, kv_usage));
         let facts = Facts::new(Some(&accounts), Some(&prefix), &loads, prompt, NOW);
         let terms = facts.terms(Slot(0), &Weights::default());
-        for value in terms.values().into_iter().chain([facts.wait(Slot(0)), facts.prefill(Slot(0)), terms.sum()]) {
+        for value in terms.values().into_iter().chain([facts.own_wait(Slot(0)), facts.prefill(Slot(0)), terms.sum()]) {
             prop_assert!(value.is_finite() && value >= 0.0, "{:?}", terms);
         }
         facts.has_room(Slot(0));

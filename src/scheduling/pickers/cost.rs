@@ -98,6 +98,7 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
     for need in [
         Need::Prompts,
         Need::Usage,
+        Need::Caches,
         Need::Metric(Metric::CacheInfo),
         Need::Metric(Metric::KvUsage),
         Need::Metric(Metric::Waiting),
@@ -149,8 +150,14 @@ impl CostPicker {
     }
 
     /// The index of the cheapest candidate under the tie rule; `costs` is not empty.
-    fn first(&self, facts: &Facts<'_>, candidates: &[Slot], costs: &[f32], rng: &mut fastrand::Rng) -> usize {
-        let least = costs.iter().copied().fold(f32::INFINITY, f32::min);
+    fn first(
+        &self,
+        facts: &Facts<'_>,
+        candidates: &[Slot],
+        costs: &[f32],
+        least: f32,
+        rng: &mut fastrand::Rng,
+    ) -> usize {
         let limit = least + self.tolerance(least);
         let (mut first, mut lowest, mut equals) = (0, f32::INFINITY, 0u32);
         for (i, slot) in candidates.iter().enumerate() {
@@ -186,16 +193,69 @@ impl Picker for CostPicker {
             return;
         }
         let facts = Facts::of(cx, self.prefix);
+        self.choose(&facts, candidates, totals, rng, picked, |_, _| {});
+    }
+
+    fn costs(&self, cx: &Cycle<'_>, candidates: &[Slot], totals: &[f32]) -> Option<Costs> {
+        // Which of them a tie ends with plays no part.
+        self.pick_explained(cx, candidates, totals, &mut fastrand::Rng::with_seed(0), &mut Vec::new())
+    }
+
+    fn pick_explained(
+        &self,
+        cx: &Cycle<'_>,
+        candidates: &[Slot],
+        totals: &[f32],
+        rng: &mut fastrand::Rng,
+        picked: &mut Vec<usize>,
+    ) -> Option<Costs> {
+        let facts = Facts::of(cx, self.prefix);
+        // Without scorers there is nothing to show.
+        let scored = totals.iter().any(|credit| *credit != 0.0);
+        let mut terms = Terms::NAMES.to_vec();
+        terms.extend(scored.then_some("scores"));
+        let mut values = Vec::with_capacity(candidates.len() * terms.len());
+        let mut least = f32::INFINITY;
+        if !candidates.is_empty() {
+            least = self.choose(&facts, candidates, totals, rng, picked, |of_slot, credit| {
+                values.extend(of_slot.values());
+                // Not a negation, which would show a zero as -0.
+                values.extend(scored.then_some(0.0 - credit));
+            });
+        }
+        Some(Costs { terms, values, unit: "s", tolerance: self.tolerance(least) })
+    }
+
+    fn tie_rule(&self) -> Option<&'static str> {
+        Some("the least intake: what was sent there uncached of late, and 2000 tokens a request in flight")
+    }
+}
+
+impl CostPicker {
+    /// Chooses among `candidates`, which are not empty, shows the terms and the credit of each, and returns the least
+    /// cost.
+    #[inline]
+    fn choose(
+        &self,
+        facts: &Facts<'_>,
+        candidates: &[Slot],
+        totals: &[f32],
+        rng: &mut fastrand::Rng,
+        picked: &mut Vec<usize>,
+        mut show: impl FnMut(&Terms, f32),
+    ) -> f32 {
         COSTS.with_borrow_mut(|costs| {
             costs.clear();
             costs.extend(candidates.iter().zip(totals).map(|(slot, credit)| {
                 let terms = facts.terms(*slot, &self.weights);
+                show(&terms, *credit);
                 net(terms.sum(), *credit)
             }));
-            let first = self.first(&facts, candidates, costs, rng);
+            let least = costs.iter().copied().fold(f32::INFINITY, f32::min);
+            let first = self.first(facts, candidates, costs, least, rng);
             if self.count == 1 {
                 picked.push(first);
-                return;
+                return least;
             }
             let start = picked.len();
             picked.extend(0..costs.len());
@@ -209,29 +269,8 @@ impl Picker for CostPicker {
             }
             picked.truncate(start + self.count);
             picked[start + 1..].sort_unstable_by(ascending);
-        });
-    }
-
-    fn costs(&self, cx: &Cycle<'_>, candidates: &[Slot], totals: &[f32]) -> Option<Costs> {
-        let facts = Facts::of(cx, self.prefix);
-        // Without scorers there is nothing to show.
-        let scored = totals.iter().any(|credit| *credit != 0.0);
-        let mut terms = Terms::NAMES.to_vec();
-        terms.extend(scored.then_some("scores"));
-        let mut values = Vec::with_capacity(candidates.len() * terms.len());
-        let mut least = f32::INFINITY;
-        for (slot, credit) in candidates.iter().zip(totals) {
-            let of_slot = facts.terms(*slot, &self.weights);
-            values.extend(of_slot.values());
-            // Not a negation, which would show a zero as -0.
-            values.extend(scored.then_some(0.0 - credit));
-            least = least.min(net(of_slot.sum(), *credit));
-        }
-        Some(Costs { terms, values, unit: "s", tolerance: self.tolerance(least) })
-    }
-
-    fn tie_rule(&self) -> Option<&'static str> {
-        Some("the least intake: what was sent there uncached of late, and 2000 tokens a request in flight")
+            least
+        })
     }
 }
 
