@@ -251,7 +251,9 @@ impl CostPicker {
                 show(&terms, *credit);
                 net(terms.sum(), *credit)
             }));
-            let least = costs.iter().copied().fold(f32::INFINITY, f32::min);
+            // None of them is not a number.
+            let least =
+                costs.iter().copied().fold(f32::INFINITY, |least, cost| if cost < least { cost } else { least });
             let first = self.first(facts, candidates, costs, least, rng);
             if self.count == 1 {
                 picked.push(first);
