@@ -13,7 +13,9 @@
 //! accounts costs, whatever is held. It looks at the first `planDepth` only, asks again what is
 //! cached only for the first `REFRESH` times as many, each at most every `FRESH`, and a bounded number
 //! of them in one plan. An endpoint that nobody of those it looked at chose (a filter may keep it from
-//! all) is not a reason to look again for `BARREN`, or every event would cost a full round.
+//! all) is not a reason to look again for `BARREN`, or every event would cost a full round; meanwhile it is shown to
+//! those who come, and with each round to `BEHIND` of those further back, so that a head that may not use it does not
+//! keep it from all others.
 //!
 //! **What is kept** of a request while it waits is the request and what cannot be found again cheaply (its block
 //! hashes). What the caches are believed to hold is by endpoint, so it is kept for the head of the queue only, as far
@@ -25,6 +27,7 @@
 //! Rejected: a planning task with a channel (two hops more for each request, and a replay has no tasks), and
 //! deciding for all that is held (what is far back is decided again anyway).
 
+mod gates;
 pub(super) mod hold;
 #[cfg(test)]
 mod tests;
@@ -37,16 +40,16 @@ use std::task::Waker;
 use std::time::Duration;
 
 use super::{Ask, Choice, Director, Facts, Gate, candidates_of};
-use crate::admission::order_key;
 use crate::admission::queue::Ticket;
-use crate::domain::{AccountView, Decision, EndpointSet, InferenceRequest, Rejection, Signals, Slot, Timestamp};
+use crate::domain::{Decision, EndpointSet, InferenceRequest, Rejection, Signals, Slot, Timestamp};
 use crate::extproc::SubsetHint;
 use crate::scheduling::cost::Facts as Costs;
-use crate::scheduling::dispatch::{Dispatch, DispatchMode};
+use crate::scheduling::dispatch::DispatchMode;
 use crate::scheduling::plugin::{Cycle, Watch};
 use crate::telemetry::metrics::DispatchReason as Why;
 use crate::telemetry::trace::RequestTrace;
-use hold::{Hold, Planner, Waiting, Walk};
+use gates::{Always, Arrival, Next, key_of};
+use hold::{Hold, Planner, Waiting};
 
 pub use hold::Held;
 
@@ -59,9 +62,11 @@ const REFRESH: usize = 2;
 /// Requests that one plan asks again about.
 const REFRESH_PER_PLAN: usize = 32;
 /// Time for which an endpoint that nobody chose is no reason to look again.
-const BARREN: Duration = Duration::from_millis(100);
+const BARREN: Duration = Duration::from_millis(200);
 /// Requests that one plan sends while the process stops.
 const STOPPING_PER_PLAN: usize = 256;
+/// Requests behind the head that one plan shows such an endpoint to.
+const BEHIND: usize = 32;
 /// Looks without a taker that make an endpoint such a one.
 const BARREN_LOOKS: usize = 16;
 /// Plans that one call makes for those who left a note.
@@ -267,18 +272,12 @@ impl Director {
             }
         }
         // What came since the last plan may like an endpoint that nobody before it did.
-        let arrived = std::mem::take(&mut planner.arrived);
+        let mut arrived = std::mem::take(&mut planner.arrived);
         if !planner.barren.is_empty() {
-            let mut walk = std::mem::take(&mut planner.walk);
-            for ticket in &arrived {
-                let only = Some(planner.barren.clone());
-                let mut next = Next { settings, walk: &mut walk, promises: false, only, prefill: 0.0 };
-                self.try_send(hold, planner, *ticket, &mut next, Why::Held, woken);
-            }
-            planner.walk = walk;
+            self.offer_barren(hold, planner, &arrived, woken);
         }
+        arrived.clear();
         planner.arrived = arrived;
-        planner.arrived.clear();
         if planner.queue.is_empty() || !self.look(hold, planner, now) {
             return;
         }
@@ -286,6 +285,7 @@ impl Director {
         let (mut walk, mut order) = (std::mem::take(&mut planner.walk), std::mem::take(&mut planner.order));
         planner.queue.order(settings.plan_depth, &mut order);
         walk.begin(self.parts.pool.snapshot().topology.capacity());
+        let none_was_barren = planner.barren.is_empty();
         for (looked, ticket) in order.iter().enumerate() {
             if planner.open.iter().all(|slot| walk.is_promised(*slot)) {
                 break;
@@ -300,6 +300,32 @@ impl Director {
             }
         }
         (planner.walk, planner.order) = (walk, order);
+        if none_was_barren && !planner.barren.is_empty() {
+            self.look_behind(hold, planner, woken);
+        }
+    }
+
+    /// Offers the endpoints that nobody at the head chose to some of those behind it, to others each time.
+    fn look_behind(&self, hold: &Hold, planner: &mut Planner, woken: &mut Vec<Waker>) {
+        let mut order = std::mem::take(&mut planner.order);
+        let first = hold.settings.plan_depth.saturating_add(planner.behind);
+        planner.queue.order(first.saturating_add(BEHIND), &mut order);
+        let behind = order.get(first..).unwrap_or_default();
+        // From the head again after the last one.
+        planner.behind = if behind.len() < BEHIND { 0 } else { planner.behind + BEHIND };
+        self.offer_barren(hold, planner, behind, woken);
+        planner.order = order;
+    }
+
+    /// Lets `tickets` have what nobody at the head chose.
+    fn offer_barren(&self, hold: &Hold, planner: &mut Planner, tickets: &[Ticket], woken: &mut Vec<Waker>) {
+        let (mut walk, barren) = (std::mem::take(&mut planner.walk), std::mem::take(&mut planner.barren));
+        for ticket in tickets {
+            let (walk, only) = (&mut walk, Some(&barren));
+            let mut next = Next { settings: &hold.settings, walk, promises: false, only, prefill: 0.0 };
+            self.try_send(hold, planner, *ticket, &mut next, Why::Held, woken);
+        }
+        (planner.walk, planner.barren) = (walk, barren);
     }
 
     /// Reads how long each endpoint would let a request wait; `false` if all are too busy.
@@ -455,109 +481,4 @@ fn committed(
 /// What a decision without a gate never comes to.
 fn waits_for_nobody() -> Rejection {
     Rejection::Internal("a request waits that was to be sent at once".into())
-}
-
-/// The order key of a request that came at `arrival`.
-fn key_of(settings: &Dispatch, arrival: Timestamp, cycle: &Cycle<'_>, candidates: &[Slot]) -> u64 {
-    let costs = Costs::of(cycle, settings.prefix);
-    let least = candidates.iter().map(|slot| costs.prefill(*slot)).fold(f32::INFINITY, f32::min);
-    order_key(arrival, settings.order_weight, least)
-}
-
-/// Whether `slot` can start on the request of `cycle` now.
-fn can_start(settings: &Dispatch, cycle: &Cycle<'_>, slot: Slot) -> bool {
-    let costs = Costs::of(cycle, settings.prefix);
-    costs.own_wait(slot) <= settings.hold_above && costs.has_room(slot)
-}
-
-/// Sends whatever the wait.
-struct Always<'a> {
-    settings: &'a Dispatch,
-    arrival: Timestamp,
-    key: Option<u64>,
-    prefill: f32,
-}
-
-impl Gate for Always<'_> {
-    fn refuses_often(&self) -> bool {
-        false
-    }
-
-    fn prefill(&self) -> f32 {
-        self.prefill
-    }
-
-    fn lets(&mut self, cycle: &Cycle<'_>, candidates: &[Slot], destination: Slot) -> bool {
-        self.prefill = Costs::of(cycle, self.settings.prefix).prefill(destination);
-        if self.settings.write_priority {
-            self.key = Some(key_of(self.settings, self.arrival, cycle, candidates));
-        }
-        true
-    }
-}
-
-/// Sends what comes while nothing is held, unless it is better held.
-struct Arrival<'a> {
-    settings: &'a Dispatch,
-    arrival: Timestamp,
-    key: u64,
-    why: Why,
-}
-
-impl Gate for Arrival<'_> {
-    // It is asked only while nothing is held.
-    fn refuses_often(&self) -> bool {
-        false
-    }
-
-    fn lets(&mut self, cycle: &Cycle<'_>, candidates: &[Slot], destination: Slot) -> bool {
-        let learnt = |view: &AccountView| view.samples >= self.settings.min_samples;
-        if !cycle.signals.accounts.as_ref().is_some_and(learnt) {
-            self.why = Why::Learning;
-        } else if !can_start(self.settings, cycle, destination) {
-            self.key = key_of(self.settings, self.arrival, cycle, candidates);
-            return false;
-        }
-        if self.settings.write_priority {
-            self.key = key_of(self.settings, self.arrival, cycle, candidates);
-        }
-        true
-    }
-}
-
-/// Sends the next one of the queue if its endpoint can start on it and nobody before it waits for that.
-struct Next<'a> {
-    settings: &'a Dispatch,
-    walk: &'a mut Walk,
-    /// Whether those behind it must know where it waits.
-    promises: bool,
-    /// The endpoints that it may take, if not all: others are for those before it.
-    only: Option<EndpointSet>,
-    /// Own prefill at the destination.
-    prefill: f32,
-}
-
-impl Gate for Next<'_> {
-    fn promise(&mut self, signals: &mut Signals) {
-        let Some(view) = &mut signals.accounts else { return };
-        for (account, ahead) in view.endpoints.iter_mut().zip(&self.walk.ahead) {
-            account.ahead += ahead;
-        }
-    }
-
-    fn prefill(&self) -> f32 {
-        self.prefill
-    }
-
-    fn lets(&mut self, cycle: &Cycle<'_>, _: &[Slot], destination: Slot) -> bool {
-        self.prefill = Costs::of(cycle, self.settings.prefix).prefill(destination);
-        let may = self.only.as_ref().is_none_or(|only| only.contains(destination));
-        if may && !self.walk.is_promised(destination) && can_start(self.settings, cycle, destination) {
-            return true;
-        }
-        if self.promises {
-            self.walk.promise(destination, self.prefill);
-        }
-        false
-    }
 }

@@ -80,6 +80,8 @@ pub(in crate::director) struct Planner {
     /// Open endpoints that nobody chose.
     pub barren: EndpointSet,
     pub barren_until: Timestamp,
+    /// How many behind the head were shown them.
+    pub behind: usize,
     pub topology: u64,
     pub refresh_at: Timestamp,
     /// What came with the last look into the inbox.
@@ -274,6 +276,7 @@ impl Hold {
                 open: Vec::new(),
                 barren: EndpointSet::new(),
                 barren_until: Timestamp(0),
+                behind: 0,
                 topology: 0,
                 refresh_at: Timestamp(0),
                 arrived: Vec::new(),

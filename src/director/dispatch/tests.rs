@@ -445,6 +445,34 @@ fn an_endpoint_that_nobody_may_use_costs_no_further_rounds_and_is_found_by_who_m
 }
 
 #[test]
+fn a_head_that_may_not_use_a_free_endpoint_does_not_keep_it_from_those_behind() {
+    let world = world(2, "{maxHold: 1h, orderWeight: 0}", true);
+    let only = |i: usize| SubsetHint { entries: vec![SubsetEntry::Address(spec(i).address)] };
+    let submit = |request, subset: &SubsetHint| world.director.submit(request, Some(subset), true);
+    let Submitted::Decided(_running) = submit(request(20 * RATE), &only(0)) else { panic!("it is free") };
+    let Submitted::Decided(second) = submit(request(20 * RATE), &only(1)) else { panic!("it is free") };
+    let _head: Vec<Submitted> = (0..150).map(|_| submit(request(RATE), &only(0))).collect();
+    let mut last = world.held(request(RATE));
+    Sent::of(*second).first_token(&world);
+    let mut rounds = 0;
+    let sent = loop {
+        if let Some(decided) = poll(&mut last) {
+            break Sent::of(decided);
+        }
+        rounds += 1;
+        assert!(rounds < 50, "the free endpoint is not found within ten seconds");
+        let before = world.looks();
+        for _ in 0..10 {
+            world.pass(20);
+            world.director.plan();
+        }
+        assert!(world.looks() - before <= 64 + 32, "one round in BARREN");
+    };
+    let snapshot = world.pool.snapshot();
+    assert_eq!(Some(sent.slot), snapshot.topology.by_address(&spec(1).address));
+}
+
+#[test]
 fn endpoints_that_go_or_come_are_seen() {
     let world = world(1, "{}", true);
     let _running = world.sent(request(30 * RATE));
