@@ -306,7 +306,7 @@ async fn recording(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
         ("all", "--debug-decisions-rate=0"),
     ];
     report.heading("Recording decisions");
-    report.say("Closed loop, 1 KB in, 64 at once, 100 candidates in each record.\n");
+    report.say("Closed loop, 1 KB in, 64 at once, 100 candidates in each record; the mean of all rounds.\n");
     report.table(&["recorded", "picker", "÷ none", "goal", "RSS"]);
     let mut servers = SETTINGS.map(|(_, flag)| bench.picker_with(bench.core, bench.pages, SHIPPED, &[flag.to_owned()]));
     let mut loads = Vec::new();
@@ -325,14 +325,19 @@ async fn recording(plan: &Plan, bench: &Bench<'_>, report: &mut Report) {
         }
     }
     for (((name, _), own), server) in SETTINGS.into_iter().zip(&runs).zip(&servers) {
-        let ratio = median(runs[0].iter().zip(own).map(|(none, run)| run.cpu_per_request() / none.cpu_per_request()));
+        // Of all rounds together: their medians differ by more than what is looked for.
+        let mean = |runs: &[Run]| {
+            let requests: u64 = runs.iter().map(|run| run.requests).sum();
+            runs.iter().map(|run| run.cpu.as_secs_f64()).sum::<f64>() * 1e6 / requests.max(1) as f64
+        };
+        let ratio = mean(own) / mean(&runs[0]);
         let goal = match name {
-            "none" => String::new(),
-            _ => report.at_most(&format!("CPU with decisions recorded: {name}"), ratio, 1.02, 3),
+            "100 a second, the default" => report.at_most("CPU with decisions recorded", ratio, 1.02, 3),
+            _ => String::new(),
         };
         report.row(&[
             name.into(),
-            format!("{:.1} µs", of(own, Run::cpu_per_request)),
+            format!("{:.1} µs", mean(own)),
             format!("{ratio:.3}"),
             goal,
             format!("{:.0} MiB", server.resident() as f64 / f64::from(1 << 20)),

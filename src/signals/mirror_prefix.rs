@@ -25,7 +25,8 @@
 //!
 //! **Correction.** Where an answer names `cached_tokens`, they are held against what was predicted when it was
 //! routed: a shortfall of more than a block and a sixteenth times 0.95; more than predicted, by over a block and
-//! an answer's length, while the mirror is full, times 1.02; a prediction that came true times 1.001, up to 1.
+//! an answer's length, while the mirror is full, times 1.02, and 1.2 if it was more than twice that; a prediction that
+//! came true times 1.001, up to 1.
 //! The factor stays within 0.1 to 4 for capacities from metrics, 1/64 to 16 for assumed ones. Used are only
 //! answers that completed, of a single prompt and a single profile, and not those of which the data plane says
 //! that another endpoint gave them; where it reports nothing that cannot be known, and the endpoint that was

@@ -140,6 +140,12 @@ const SHRINK: f64 = 0.95;
 /// that fails costs a prefill that nobody waited for, and one that was not made only a chance.
 const GROW: f64 = 1.02;
 
+/// Applied instead when the server had more than twice what was predicted. That is no answer of an earlier turn, which is
+/// cached as well and not known here: a mirror of half the size forgets much of what is used again. On the conversation
+/// trace at 0.95 load, a capacity reported as half cost 1.83 times the mean time to first token with the small step
+/// alone, 1.29 with leaps of 1.1, and 1.17 with 1.2; with the right capacity it made no difference.
+const LEAP: f64 = 1.2;
+
 /// Applied when a prediction came true, up to what is believed without any evidence: makes up for the odd step
 /// down that had another cause, at a rate of one in fifty.
 const RECOVER: f64 = 1.001;
@@ -176,7 +182,9 @@ impl Outcome {
         let corrected = if self.predicted > self.delivered + slack {
             if self.idle { factor * SHRINK } else { factor }
         } else if self.delivered > self.predicted + self.output + slack {
-            if self.full { factor * GROW } else { factor }
+            let twice = self.delivered > 2.0 * self.predicted + self.output + slack;
+            let step = if twice { LEAP } else { GROW };
+            if self.full { factor * step } else { factor }
         } else if self.idle && self.predicted > 4.0 * self.block && factor < 1.0 {
             (factor * RECOVER).min(1.0)
         } else {

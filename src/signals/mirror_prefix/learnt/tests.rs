@@ -50,8 +50,12 @@ fn only_what_says_something_of_the_capacity_corrects_it() {
     assert_eq!(correct(outcome(640.0, 540.0), 1.0), 1.0);
     assert_eq!(correct(outcome(10_000.0, 9_400.0), 1.0), 1.0);
     assert_eq!(correct(Outcome { idle: false, ..outcome(640.0, 0.0) }, 1.0), 1.0);
-    // More than an answer and a block beyond the prediction.
-    assert_eq!(correct(outcome(0.0, 1_089.0), 1.0), 1.02);
+    // More than an answer and a block beyond the prediction; more than twice as much is another matter.
+    assert_eq!(correct(outcome(6_400.0, 7_889.0), 1.0), 1.02);
+    assert_eq!(correct(outcome(6_400.0, 7_888.0), 1.0), 1.0);
+    assert_eq!(correct(outcome(6_400.0, 14_289.0), 1.0), 1.2);
+    assert_eq!(correct(outcome(6_400.0, 14_288.0), 1.0), 1.02);
+    assert_eq!(correct(outcome(0.0, 1_089.0), 1.0), 1.2);
     assert_eq!(correct(outcome(0.0, 1_088.0), 1.0), 1.0);
     assert_eq!(correct(Outcome { full: false, ..outcome(0.0, 9_000.0) }, 1.0), 1.0);
     // A prediction of some length that came true, up to one.
