@@ -33,13 +33,14 @@
 //! where requests cannot be held.
 //!
 //! Inputs: the account of `prefill-account-producer`, which is created when none is configured; the prefix
-//! signal, scraped KV usage, waiting requests and cache geometry where they are known.
+//! signal, scraped KV usage and cache geometry where they are known.
 //!
 //! Missing data: an endpoint whose account is empty has no wait; one whose cache size is unknown has room.
 //!
-//! When it misleads: work that others send is seen only as the scraped count of waiting requests, which the choice of
-//! the endpoint counts and the holding does not: nobody here would see it end, and next to others who do
-//! not wait a request could wait for ever. Each replica of the picker has a queue of its own.
+//! When it misleads: others' waiting requests count where an endpoint is chosen and hold nothing: nobody here would see
+//! them end, and next to others who do not wait a request could wait for ever. Others' running requests are in
+//! the KV usage, so where they fill a cache, and something of this picker's runs there as well, requests wait for the end of
+//! that. Each replica of the picker has a queue of its own.
 //!
 //! ```yaml
 //! - type: just-in-time-dispatch
@@ -62,7 +63,7 @@ crate::params! {
     pub struct Params {
         /// `hold` until an endpoint can start, `immediate` (never hold), or `off`.
         mode: DispatchMode = DispatchMode::Hold, "mode";
-        /// Wait at the best endpoint above which a request is held. 50 to 300 ms make no difference; a second or more gives the gain away.
+        /// Part of the wait at the best endpoint that this picker caused itself, above which a request is held. 50 to 300 ms make no difference; a second or more gives the gain away.
         hold_above: Duration = std::time::Duration::from_millis(200), "holdAbove";
         /// Seconds of waiting that one second of own prefill counts for in the order. 0 is first come, first served; 10 is milder to long prompts.
         order_weight: f64 = 20.0, "orderWeight", 0.0..=10_000.0;
@@ -119,7 +120,7 @@ fn build(b: &mut Build<'_>) -> Option<Built> {
     if params.mode == DispatchMode::Hold {
         check_hold(&params, b);
         b.need(Need::Caches);
-        for metric in [Metric::Waiting, Metric::KvUsage, Metric::CacheInfo] {
+        for metric in [Metric::KvUsage, Metric::CacheInfo] {
             b.need(Need::Metric(metric));
         }
     }

@@ -7,8 +7,8 @@
 //!
 //! **Holding.** With just-in-time dispatch a request may wait between its decision and the commit; see
 //! [`dispatch`]. A decision that does not go is thrown away: it changed nothing, it is in no metric and takes nobody's
-//! place among those that are sampled, and it is not explained. Whoever is let go and is to be explained is decided
-//! about once more, with the same facts and the same random numbers.
+//! place among those that are sampled. Those in the queue are decided about often and not explained; whoever is let go
+//! from there and is to be explained is decided about once more, with the same facts and the same random numbers.
 //!
 //! **Admission.** A request of negative priority is refused (429) where the candidates are full; one integer
 //! is all that other requests pay for it. If nothing is known of the load the request passes, and the log says

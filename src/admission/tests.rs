@@ -25,6 +25,7 @@ fn parameters_and_their_defaults() {
     assert_eq!(dispatch.as_deref(), Some(&Dispatch::default()));
     assert!(problems.errors.is_empty(), "{:?}", problems.errors);
     assert!(registry.needs(&Need::Prompts) && registry.needs(&Need::Metric(Metric::KvUsage)));
+    assert!(registry.needs(&Need::Caches) && !registry.needs(&Need::Metric(Metric::Waiting)));
 
     let text = "{mode: immediate, holdAbove: 1.5s, orderWeight: 10, planDepth: 8, maxRequests: 5, maxBytes: 1Mi, \
                 maxHold: 2s, minSamples: 3, fairnessQuantum: 500ms, writePriority: true}";

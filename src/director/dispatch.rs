@@ -14,8 +14,8 @@
 //! cached only for the first `REFRESH` times as many, each at most every `FRESH`, and a bounded number
 //! of them in one plan. An endpoint that nobody of those it looked at chose (a filter may keep it from
 //! all) is not a reason to look again for `BARREN`, or every event would cost a full round; meanwhile it is shown to
-//! those who come, and with each round to `BEHIND` of those further back, so that a head that may not use it does not
-//! keep it from all others.
+//! those who come, and with each round to the next `BEHIND` of those further back, so that a head that may not use it
+//! does not keep it from all others.
 //!
 //! **What is kept** of a request while it waits is the request and what cannot be found again cheaply (its block
 //! hashes). What the caches are believed to hold is by endpoint, so it is kept for the head of the queue only, as far
@@ -67,6 +67,8 @@ const BARREN: Duration = Duration::from_millis(200);
 const STOPPING_PER_PLAN: usize = 256;
 /// Requests behind the head that one plan shows such an endpoint to.
 const BEHIND: usize = 32;
+/// How far behind the head that goes.
+const MOST_BEHIND: usize = 4_096;
 /// Looks without a taker that make an endpoint such a one.
 const BARREN_LOOKS: usize = 16;
 /// Plans that one call makes for those who left a note.
@@ -295,7 +297,7 @@ impl Director {
                 // The accounts have changed with the commit.
                 self.look(hold, planner, now);
             }
-            if looked + 1 == order.len() && order.len() >= BARREN_LOOKS {
+            if looked + 1 == order.len() && order.len() >= BARREN_LOOKS.min(settings.plan_depth) {
                 planner.note_barren(&walk, now.plus(BARREN));
             }
         }
@@ -305,27 +307,35 @@ impl Director {
         }
     }
 
-    /// Offers the endpoints that nobody at the head chose to some of those behind it, to others each time.
+    /// Offers the endpoints that nobody at the head chose to some of those behind it, in their order: to the next ones
+    /// each time, until one takes one.
     fn look_behind(&self, hold: &Hold, planner: &mut Planner, woken: &mut Vec<Waker>) {
+        let depth = hold.settings.plan_depth;
+        let same = planner.barren.iter().eq(planner.behind_for.iter());
+        if !same || planner.behind >= MOST_BEHIND || depth + planner.behind >= planner.queue.len() {
+            planner.behind = 0;
+            planner.behind_for = planner.barren.clone();
+        }
+        let first = depth + planner.behind;
         let mut order = std::mem::take(&mut planner.order);
-        let first = hold.settings.plan_depth.saturating_add(planner.behind);
-        planner.queue.order(first.saturating_add(BEHIND), &mut order);
-        let behind = order.get(first..).unwrap_or_default();
-        // From the head again after the last one.
-        planner.behind = if behind.len() < BEHIND { 0 } else { planner.behind + BEHIND };
-        self.offer_barren(hold, planner, behind, woken);
+        planner.queue.order(first + BEHIND, &mut order);
+        if !self.offer_barren(hold, planner, order.get(first..).unwrap_or_default(), woken) {
+            planner.behind += BEHIND;
+        }
         planner.order = order;
     }
 
-    /// Lets `tickets` have what nobody at the head chose.
-    fn offer_barren(&self, hold: &Hold, planner: &mut Planner, tickets: &[Ticket], woken: &mut Vec<Waker>) {
+    /// Lets `tickets` have what nobody at the head chose; whether any did.
+    fn offer_barren(&self, hold: &Hold, planner: &mut Planner, tickets: &[Ticket], woken: &mut Vec<Waker>) -> bool {
+        let mut taken = false;
         let (mut walk, barren) = (std::mem::take(&mut planner.walk), std::mem::take(&mut planner.barren));
         for ticket in tickets {
             let (walk, only) = (&mut walk, Some(&barren));
             let mut next = Next { settings: &hold.settings, walk, promises: false, only, prefill: 0.0 };
-            self.try_send(hold, planner, *ticket, &mut next, Why::Held, woken);
+            taken |= self.try_send(hold, planner, *ticket, &mut next, Why::Held, woken);
         }
         (planner.walk, planner.barren) = (walk, barren);
+        taken
     }
 
     /// Reads how long each endpoint would let a request wait; `false` if all are too busy.

@@ -25,8 +25,8 @@
 //!
 //! **Correction.** Where an answer names `cached_tokens`, they are held against what was predicted when it was
 //! routed: a shortfall of more than a block and a sixteenth times 0.95; more than predicted, by over a block and
-//! an answer's length, while the mirror is full, times 1.02, and 1.2 if it was more than twice that; a prediction that
-//! came true times 1.001, up to 1.
+//! the longest answer of late, while the mirror is full, times 1.02, and 1.2 if it was more than twice what was predicted
+//! besides; a prediction that came true times 1.001, up to 1.
 //! The factor stays within 0.1 to 4 for capacities from metrics, 1/64 to 16 for assumed ones. Used are only
 //! answers that completed, of a single prompt and a single profile, and not those of which the data plane says
 //! that another endpoint gave them; where it reports nothing that cannot be known, and the endpoint that was
@@ -70,7 +70,7 @@ use crate::scheduling::plugin::{
 
 pub mod learnt;
 
-use learnt::{ASSUMED, Measure, REPORTED, Ratios, is_telling};
+use learnt::{ASSUMED, Answers, Measure, REPORTED, Ratios, is_telling};
 
 /// Bytes per token in the stream of a prompt, and so in the size of a block.
 const STREAM_BYTES: f64 = 4.0;
@@ -140,6 +140,7 @@ fn build(build: &mut Build<'_>) -> Option<Built> {
             reserve: f64::from(params.output_reserve_tokens),
             shows_caches,
             ratios: Ratios::default(),
+            answers: Answers::default(),
             reuse_age: AtomicU32::new(FIRST_REUSE_AGE.to_bits()),
             beliefs: Mutex::default(),
             tuning: ArcSwap::from_pointee(Tuning {
@@ -201,6 +202,7 @@ struct Mirror {
     /// Whether anybody reads sizes and ages.
     shows_caches: Arc<AtomicBool>,
     ratios: Ratios,
+    answers: Answers,
     /// Bits of an `f32`, in seconds.
     reuse_age: AtomicU32,
     /// By slot. Locked at the end of requests, and when the pool publishes something new.
@@ -294,6 +296,9 @@ impl Mirror {
 
     /// Learns from the counts of an answer that completed; `here` unless another endpoint gave it.
     fn learn(&self, routed: &Expected, usage: &Usage, here: bool) {
+        if let Some(answer) = usage.completion_tokens {
+            self.answers.note(answer);
+        }
         let Some(tokens) = usage.prompt_tokens else { return };
         let cached = usage.cached_tokens.filter(|_| self.correct);
         if !is_telling(routed.bytes, tokens) || cached.is_some_and(|cached| cached > tokens) {
@@ -317,7 +322,7 @@ impl Mirror {
                 predicted: f64::from(prediction.blocks) * block,
                 delivered: cached as f64,
                 block: block.max(f64::from(belief.engine_block)),
-                output: self.reserve,
+                output: self.reserve.max(self.answers.longest()),
                 idle: prediction.idle,
                 full,
             };

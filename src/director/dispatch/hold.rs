@@ -80,8 +80,9 @@ pub(in crate::director) struct Planner {
     /// Open endpoints that nobody chose.
     pub barren: EndpointSet,
     pub barren_until: Timestamp,
-    /// How many behind the head were shown them.
+    /// How many behind the head were shown them, and which they were then.
     pub behind: usize,
+    pub behind_for: EndpointSet,
     pub topology: u64,
     pub refresh_at: Timestamp,
     /// What came with the last look into the inbox.
@@ -277,6 +278,7 @@ impl Hold {
                 barren: EndpointSet::new(),
                 barren_until: Timestamp(0),
                 behind: 0,
+                behind_for: EndpointSet::new(),
                 topology: 0,
                 refresh_at: Timestamp(0),
                 arrived: Vec::new(),

@@ -473,6 +473,38 @@ fn a_head_that_may_not_use_a_free_endpoint_does_not_keep_it_from_those_behind() 
 }
 
 #[test]
+fn behind_such_a_head_order_is_kept() {
+    let world = world(2, "{maxHold: 1h, orderWeight: 0}", true);
+    let only = |i: usize| SubsetHint { entries: vec![SubsetEntry::Address(spec(i).address)] };
+    let submit = |priority, subset: Option<&SubsetHint>| {
+        world.director.submit(InferenceRequest { priority, ..request(RATE) }, subset, true)
+    };
+    let Submitted::Decided(_running) = submit(0, Some(&only(0))) else { panic!("it is free") };
+    let Submitted::Decided(first) = submit(0, Some(&only(1))) else { panic!("it is free") };
+    let _head: Vec<Submitted> = (0..70).map(|_| submit(2, Some(&only(0)))).collect();
+    let mut waiting: Vec<(i32, Submitted)> = (0..60).map(|_| (0, submit(0, None))).collect();
+    waiting.extend((0..40).map(|_| (1, submit(1, None))));
+    let mut running = vec![Sent::of(*first)];
+    let mut order = Vec::new();
+    for _ in 0..4_000 {
+        world.pass(20);
+        running.drain(..).for_each(|mut sent| sent.first_token(&world));
+        world.director.plan();
+        for (priority, submitted) in &mut waiting {
+            let Submitted::Held(held) = submitted else { panic!("both are busy") };
+            if let Some(decided) = held.take() {
+                order.push(*priority);
+                running.push(Sent::of(*decided));
+            }
+        }
+        if order.len() == 50 {
+            break;
+        }
+    }
+    assert_eq!(order, [[1; 40].as_slice(), &[0; 10]].concat());
+}
+
+#[test]
 fn endpoints_that_go_or_come_are_seen() {
     let world = world(1, "{}", true);
     let _running = world.sent(request(30 * RATE));

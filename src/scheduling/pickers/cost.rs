@@ -196,11 +196,6 @@ impl Picker for CostPicker {
         self.choose(&facts, candidates, totals, rng, picked, |_, _| {});
     }
 
-    fn costs(&self, cx: &Cycle<'_>, candidates: &[Slot], totals: &[f32]) -> Option<Costs> {
-        // Which of them a tie ends with plays no part.
-        self.pick_explained(cx, candidates, totals, &mut fastrand::Rng::with_seed(0), &mut Vec::new())
-    }
-
     fn pick_explained(
         &self,
         cx: &Cycle<'_>,

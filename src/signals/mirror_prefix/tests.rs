@@ -76,6 +76,20 @@ fn a_prompt_is_present_from_its_routing_and_ages_from_its_end() {
 }
 
 #[test]
+fn caches_are_described_to_those_who_ask() {
+    for asked in [false, true] {
+        let (built, _, mut registry) = make(&[]);
+        if asked {
+            registry.needs.insert(Need::Caches, vec!["somebody".to_owned()]);
+        }
+        registry.settle();
+        let pool = snapshot(Some((16, 200)));
+        let found = produce(&built.unwrap(), &request(&[b'a'; 256 * 4]), &pool).prefix[0].clone();
+        assert_eq!(found.caches.is_some(), asked);
+    }
+}
+
+#[test]
 fn a_request_that_waited_is_looked_up_without_its_body() {
     let built = built(&[]);
     let (pool, mut waiting) = (snapshot(None), request(&[b'x'; 256 * 6]));

@@ -24,10 +24,18 @@ fn scene(accounts: &[(f32, f32)]) -> Scene {
 }
 
 fn picks(built: &Built, scene: &Scene, totals: &[f32], seed: u64) -> Vec<usize> {
-    let mut picked = Vec::new();
-    let mut rng = fastrand::Rng::with_seed(seed);
-    built.picker.as_ref().unwrap().pick(&scene.cycle(), &scene.slots(), totals, &mut rng, &mut picked);
+    let (mut picked, mut explained) = (Vec::new(), Vec::new());
+    let picker = built.picker.as_ref().unwrap();
+    let drawn = || fastrand::Rng::with_seed(seed);
+    picker.pick(&scene.cycle(), &scene.slots(), totals, &mut drawn(), &mut picked);
+    picker.pick_explained(&scene.cycle(), &scene.slots(), totals, &mut drawn(), &mut explained);
+    assert_eq!(picked, explained, "an explanation changes nothing");
     picked
+}
+
+fn costs(scene: &Scene, totals: &[f32]) -> Costs {
+    let (mut rng, mut picked) = (fastrand::Rng::with_seed(1), Vec::new());
+    plain().picker.unwrap().pick_explained(&scene.cycle(), &scene.slots(), totals, &mut rng, &mut picked).unwrap()
 }
 
 fn plain() -> Built {
@@ -91,18 +99,16 @@ fn fallbacks_follow_by_cost() {
 #[test]
 fn what_it_went_by_can_be_read() {
     let scene = scene(&[(0.5, 0.0), (0.0, 0.0)]);
-    let built = plain();
-    let picker = built.picker.unwrap();
-    let costs = picker.costs(&scene.cycle(), &scene.slots(), &[0.25, 0.0]).unwrap();
+    let costs = self::costs(&scene, &[0.25, 0.0]);
     assert_eq!(costs.terms, ["prefill", "wait", "delay-on-others", "eviction", "balance", "memory", "scores"]);
     assert_eq!(costs.unit, "s");
     assert_eq!(costs.of(0), [1.0, 0.5, 0.0, 0.0, 0.0, 0.0, -0.25]);
     assert_eq!(costs.of(1), [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
     assert!(costs.of(1)[6].is_sign_positive(), "a zero is not shown as -0");
     assert!((costs.tolerance - 0.03).abs() < 1e-6);
-    let unscored = picker.costs(&scene.cycle(), &scene.slots(), &[0.0, 0.0]).unwrap();
+    let unscored = self::costs(&scene, &[0.0, 0.0]);
     assert_eq!((unscored.terms.len(), unscored.of(0)), (6, &[1.0, 0.5, 0.0, 0.0, 0.0, 0.0][..]));
-    assert!(picker.tie_rule().unwrap().contains("intake"));
+    assert!(plain().picker.unwrap().tie_rule().unwrap().contains("intake"));
 }
 
 #[test]
@@ -110,7 +116,7 @@ fn asks_for_what_its_terms_read() {
     let mut registry = Registry::default();
     build_in(&mut registry, &ROW, vec![]);
     let metrics = [Metric::Waiting, Metric::KvUsage, Metric::CacheInfo].map(Need::Metric);
-    assert!([Need::Prompts, Need::Usage].iter().chain(&metrics).all(|need| registry.needs(need)));
+    assert!([Need::Prompts, Need::Usage, Need::Caches].iter().chain(&metrics).all(|need| registry.needs(need)));
     assert_eq!(registry.take_missing(), [SignalKind::Prefix, SignalKind::Account]);
     for key in ["prefixMatchInfoProducerName", "prefillAccountProducerName"] {
         assert!(errors(&ROW, vec![(key, text("mine"))])[0].contains("no producer is called `mine`"));

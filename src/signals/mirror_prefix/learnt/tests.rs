@@ -66,6 +66,16 @@ fn only_what_says_something_of_the_capacity_corrects_it() {
 }
 
 #[test]
+fn the_longest_answer_fades() {
+    let answers = Answers::default();
+    assert_eq!(answers.longest(), 0.0);
+    [100, 4_000, 200].iter().for_each(|tokens| answers.note(*tokens));
+    assert!((3_900.0..4_000.0).contains(&answers.longest()));
+    (0..1_000).for_each(|_| answers.note(200));
+    assert_eq!(answers.longest(), 200.0);
+}
+
+#[test]
 fn corrections_stay_within_their_bounds() {
     for bounds in [&REPORTED, &ASSUMED] {
         let run = |outcome: Outcome| (0..1_000).fold(1.0, |factor, _| outcome.correct(factor, bounds));
