@@ -219,10 +219,10 @@ fn taken(endpoints: u8) -> Run {
     Box::new(move || queue.next())
 }
 
-/// An endpoint is free that no request may use: a full round, which is made five times a second at most.
+/// An endpoint is free that no request may use: a full round, which is made three times a second at most.
 fn nobody(endpoints: u8) -> Run {
     let mut queue = Queue::new(endpoints, endpoints - 1);
-    Box::new(move || queue.plan(Duration::from_millis(201)))
+    Box::new(move || queue.plan(Duration::from_millis(301)))
 }
 
 fn access_line() -> Run {

@@ -155,7 +155,7 @@ mod tests {
         assert_eq!(by(&all, "prefix-index"), ["mirror-prefix-cache-producer"]);
         assert_eq!(by(&all, "usage"), ["mirror-prefix-cache-producer", "cost-picker", "--token-metrics"]);
         assert_eq!(by(&all, "scraping"), ["metrics-data-source"]);
-        assert_eq!(by(&all, "metric-waiting"), ["cost-picker", "just-in-time-dispatch", "pool gauges"]);
+        assert_eq!(by(&all, "metric-waiting"), ["cost-picker", "pool gauges"]);
         assert_eq!(by(&all, "metric-running"), ["pool gauges"]);
         assert_eq!(
             by(&all, "metric-cache-info"),

@@ -62,7 +62,7 @@ const REFRESH: usize = 2;
 /// Requests that one plan asks again about.
 const REFRESH_PER_PLAN: usize = 32;
 /// Time for which an endpoint that nobody chose is no reason to look again.
-const BARREN: Duration = Duration::from_millis(200);
+const BARREN: Duration = Duration::from_millis(300);
 /// Requests that one plan sends while the process stops.
 const STOPPING_PER_PLAN: usize = 256;
 /// Requests behind the head that one plan shows such an endpoint to.

@@ -466,7 +466,7 @@ fn a_head_that_may_not_use_a_free_endpoint_does_not_keep_it_from_those_behind() 
             world.pass(20);
             world.director.plan();
         }
-        assert!(world.looks() - before <= 64 + 32, "one round in BARREN");
+        assert!(world.looks() - before <= 64 + 32, "at most one round in BARREN");
     };
     let snapshot = world.pool.snapshot();
     assert_eq!(Some(sent.slot), snapshot.topology.by_address(&spec(1).address));
