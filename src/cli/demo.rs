@@ -92,10 +92,10 @@ async fn show(args: &DemoArgs, binary: PathBuf, out: &mut dyn Write) -> anyhow::
         out,
         "\nServing on. Run this twice: both go to one endpoint, and the second finds cached tokens.\n  \
          curl -si http://{proxy}/v1/completions -H 'content-type: application/json' \\\n    \
-         -d '{{\"model\":\"{model}\",\"max_tokens\":5,\"prompt\":\"'\"$(printf 'You are a careful assistant. %.0s' {{1..20}})\"'Hello\"}}' \\\n    \
+         -d '{{\"model\":\"{model}\",\"max_tokens\":5,\"prompt\":\"'\"$(printf 'You are a careful assistant. %.0s' {{1..80}})\"'Hello\"}}' \\\n    \
          | grep -oE 'x-sim-endpoint.*|\"cached_tokens\":[0-9]+'\n\
          Then:\n  \
-         pointsman explain --url http://{admin}      why that endpoint was picked\n  \
+         {binary} explain --url http://{admin}      why that endpoint was picked\n  \
          curl -s http://{admin}/debug/decisions     the last decisions\n  \
          curl -s http://{admin}/metrics             what Prometheus scrapes\n  \
          curl -s http://{admin}/debug/config        the configuration with its defaults\n\
@@ -103,6 +103,7 @@ async fn show(args: &DemoArgs, binary: PathBuf, out: &mut dyn Write) -> anyhow::
          Ctrl-C stops everything.",
         proxy = main.proxy(),
         admin = main.admin(),
+        binary = std::env::args().next().unwrap_or_else(|| "pointsman".into()),
         model = stack::MODEL,
         endpoints = main.endpoints_file().display(),
     )?;

@@ -173,6 +173,7 @@ fn replay(
     if let Some(path) = &args.html {
         let page = report::html(&results, &args.facts(&trace, plan));
         std::fs::write(path, page).with_context(|| format!("--html: `{}` cannot be written", path.display()))?;
+        writeln!(err, "report written to {}", path.display())?;
     }
     Ok(())
 }

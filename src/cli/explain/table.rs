@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 /// Longest name that is printed whole.
-const NAME: usize = 80;
+const NAME: usize = 120;
 
 /// The text, with at most `rows` candidates per profile (0 is all).
 pub(super) fn write(decision: &Value, rows: usize) -> String {
